@@ -1,0 +1,1 @@
+"""The stages of smoothkd: teacher, student, evaluation. They meet only on disk."""

@@ -1,0 +1,23 @@
+"""Errors of the stages; the family tree is drawn in storage_schema.errors."""
+
+from storage_schema.errors import SmoothkdError
+
+
+class ConfigError(SmoothkdError):
+    """A setting is missing, out of range or contradicts another one."""
+
+
+class DataError(SmoothkdError):
+    """A dataset cannot be found or read, or does not have the expected fields."""
+
+
+class ModelError(SmoothkdError):
+    """A model, tokenizer or adapter cannot be loaded or does not fit its partner."""
+
+
+class OutputExistsError(SmoothkdError):
+    """The output path already holds something made with other settings."""
+
+
+class MissingPackageError(SmoothkdError):
+    """An optional package is needed for what was asked."""

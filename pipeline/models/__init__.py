@@ -1,0 +1,1 @@
+"""Checkpoints: finding, loading and identifying models, adapters and tokenizers."""

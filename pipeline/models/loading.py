@@ -1,0 +1,79 @@
+"""Load a tokenizer, or a causal language model with its adapter, from a checkpoint."""
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ModelError
+from pipeline.models.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load_tokenizer(
+    checkpoint: Checkpoint, *, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """Return the checkpoint's tokenizer: the adapter's own if saved beside it, else the model's.
+
+    Raises:
+        ModelError: no tokenizer can be loaded from the directory.
+    """
+    from transformers import AutoTokenizer
+
+    path = checkpoint.model_path
+    if checkpoint.adapter_path and (checkpoint.adapter_path / "tokenizer_config.json").exists():
+        path = checkpoint.adapter_path
+    try:
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"no tokenizer could be loaded from {path}: {error}") from error
+
+
+def pick_device() -> str:
+    """Return "cuda" if a GPU is usable here, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    merge_adapter: bool = False,
+    attn_implementation: str | None = None,
+) -> "PreTrainedModel":
+    """Return the causal model in evaluation mode on the CPU; the caller moves it.
+
+    Args:
+        checkpoint: where it lies.
+        dtype: one of DTYPES; "auto" takes the type the weights are stored in.
+        trust_remote_code: run model code shipped with the checkpoint.
+        merge_adapter: add an adapter's weights into the model's, instead of keeping it apart.
+        attn_implementation: passed to transformers; None takes its default.
+
+    Raises:
+        ModelError: the weights are not safetensors, or do not load.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(checkpoint.model_path), use_safetensors=True, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"no model could be loaded from {checkpoint.model_path}: {error}"
+        ) from error
+    if checkpoint.adapter_path is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(checkpoint.adapter_path))
+        if merge_adapter:
+            model = model.merge_and_unload()
+    return model.eval()

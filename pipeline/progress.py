@@ -1,0 +1,69 @@
+"""One progress display for every long stage.
+
+A terminal gets a tqdm bar; anything else (a log file, CI) gets a plain line at most every
+ten seconds and one at the end. Both show rate and time left.
+"""
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+LINE_INTERVAL_SECONDS = 10.0
+
+
+class Progress:
+    """Count work done out of a known total; use it as a context manager."""
+
+    def __init__(self, description: str, total: int, unit: str) -> None:
+        self.description, self.total, self.unit = description, total, unit
+        self.done = 0
+        self._note = ""
+        self._start = self._last_line = time.monotonic()
+        self._bar: tqdm[None] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total, desc=description, unit=f" {unit}", smoothing=0.1, dynamic_ncols=True
+            )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def advance(self, amount: int = 1, note: str | None = None) -> None:
+        """Record `amount` more units done; `note` replaces the text shown after the rate."""
+        self.done += amount
+        if note is not None:
+            self._note = note
+        if self._bar is not None:
+            if note is not None:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(amount)
+        elif time.monotonic() - self._last_line >= LINE_INTERVAL_SECONDS:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self._last_line = time.monotonic()
+        elapsed = self._last_line - self._start
+        rate = self.done / elapsed if elapsed > 0 else 0.0
+        left = (
+            f", {(self.total - self.done) / rate:.0f} s left" if 0 < self.done < self.total else ""
+        )
+        note = f", {self._note}" if self._note else ""
+        print(
+            f"{self.description}: {self.done}/{self.total} {self.unit} "
+            f"({rate:.3g} {self.unit}/s{left}{note})",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif kind is None:
+            self._print_line()

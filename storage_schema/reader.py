@@ -1,0 +1,130 @@
+"""Read a finished cache: open and check, random access, iteration, full verification.
+
+Opening reads plan and manifest and compares file sizes; it touches no row. Every page that is
+read is checked against its checksum, so a flipped byte never becomes a wrong number.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from storage_schema.errors import CacheDamagedError
+from storage_schema.layout import ROW_GROUP_RESPONSES
+from storage_schema.manifest import Manifest, read_manifest
+from storage_schema.plan import Plan, read_plan
+from storage_schema.response import Int32Array, Response
+from storage_schema.shard import file_sha256, open_shard, read_row_group, shard_path
+
+# Decoded row groups are kept up to this size, so that small caches are decoded once.
+KEEP_BYTES = 256 * 2**20
+
+
+def open_cache(path: str | Path) -> "LogitCache":
+    """Return the finished cache at `path`.
+
+    Raises:
+        CacheNotFoundError: there is no cache.
+        CacheUnfinishedError: its teacher pass has not finished.
+        CacheFormatError: it is of a version this release does not read.
+        CacheDamagedError: plan, manifest and files contradict each other.
+    """
+    return LogitCache(Path(path))
+
+
+class LogitCache:
+    """A finished cache: a sequence of responses, in dataset order.
+
+    Attributes:
+        path: its directory.
+        plan: what was planned.
+        manifest: what was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan: Plan = read_plan(path)
+        self.manifest: Manifest = read_manifest(path, self.plan)
+        for index, shard in enumerate(self.manifest.shards):
+            file = shard_path(path, index)
+            size = file.stat().st_size if file.exists() else None
+            if size != shard.num_bytes:
+                raise CacheDamagedError(
+                    f"{file} has {size} bytes, the manifest says {shard.num_bytes}"
+                    if size is not None
+                    else f"{file} is missing, the manifest lists it"
+                )
+        self._files: dict[int, pq.ParquetFile] = {}
+        self._groups: OrderedDict[tuple[int, int], list[Response]] = OrderedDict()
+        self._kept_bytes = 0
+
+    def __len__(self) -> int:
+        return self.manifest.num_examples
+
+    def __getitem__(self, index: int) -> Response:
+        """Return response `index` (0 <= index < len)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"response {index} of a cache of {len(self)}")
+        shard, row = divmod(index, self.plan.examples_per_shard)
+        return self._group(shard, row // ROW_GROUP_RESPONSES)[row % ROW_GROUP_RESPONSES]
+
+    def __iter__(self) -> Iterator[Response]:
+        return (self[index] for index in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to another process without open files and decoded rows."""
+        return {**self.__dict__, "_files": {}, "_groups": OrderedDict(), "_kept_bytes": 0}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of plan and shard checksums."""
+        return self.manifest.fingerprint
+
+    @property
+    def sequence_lengths(self) -> Int32Array:
+        """int32 [len], tokens of each whole sequence, from the manifest."""
+        return _concatenate([shard.sequence_lengths for shard in self.manifest.shards])
+
+    @property
+    def response_lengths(self) -> Int32Array:
+        """int32 [len], response tokens of each example, from the manifest."""
+        return _concatenate([shard.response_lengths for shard in self.manifest.shards])
+
+    def verify(self) -> None:
+        """Compare every shard's SHA-256 with the manifest; reads the whole cache.
+
+        Raises:
+            CacheDamagedError: a shard's bytes are not those that were written.
+        """
+        for index, shard in enumerate(self.manifest.shards):
+            file = shard_path(self.path, index)
+            found = file_sha256(file)
+            if found != shard.sha256:
+                raise CacheDamagedError(
+                    f"{file}: SHA-256 is {found}, the manifest says {shard.sha256}"
+                )
+
+    def _group(self, shard: int, group: int) -> list[Response]:
+        key = (shard, group)
+        if key in self._groups:
+            self._groups.move_to_end(key)
+            return self._groups[key]
+        if shard not in self._files:
+            self._files[shard] = open_shard(self.path, self.plan, shard)
+        responses = read_row_group(self._files[shard], group, shard_path(self.path, shard))
+        self._groups[key] = responses
+        self._kept_bytes += _num_bytes(responses)
+        while self._kept_bytes > KEEP_BYTES and len(self._groups) > 1:
+            self._kept_bytes -= _num_bytes(self._groups.popitem(last=False)[1])
+        return responses
+
+
+def _concatenate(lengths: list[list[int]]) -> Int32Array:
+    return np.asarray([length for shard in lengths for length in shard], np.int32)
+
+
+def _num_bytes(responses: list[Response]) -> int:
+    return sum(r.entry_token_ids.nbytes * 2 + r.input_ids.nbytes * 4 for r in responses)

@@ -1,0 +1,61 @@
+"""One response with its teacher rows, as flat numpy arrays: what the cache stores and returns.
+
+Position rule (fixed): row t of the response is the teacher's distribution FOR the token
+`input_ids[response_start + t]`, given every token before it. There is one row for each
+response token, so N = len(input_ids) - response_start.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+
+
+def example_id(input_ids: npt.NDArray[np.integer], response_start: int) -> bytes:
+    """Return the 32-byte key of an example: SHA-256 over its token ids and response start.
+
+    The digest covers the little-endian int32 response start followed by the little-endian
+    int32 token ids, so anyone can recompute it from a row.
+    """
+    start = np.asarray([response_start], dtype="<i4").tobytes()
+    return hashlib.sha256(start + np.asarray(input_ids, dtype="<i4").tobytes()).digest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Response:
+    """One response and the teacher's log-probabilities for each of its tokens.
+
+    Attributes:
+        input_ids: int32 [T], prompt then response, exactly what teacher and student read.
+        response_start: index of the first response token, 1 <= response_start < T.
+        num_entries: int32 [N], how many entries each row has, at least 1.
+        entry_token_ids: int32 [sum of num_entries], all rows one after the other; within a row
+            by log-probability descending, then by id ascending (the canonical order).
+        entry_logprobs: float32, parallel to entry_token_ids; natural logs under the teacher's
+            full vocabulary, never renormalised.
+        label_logprobs: float32 [N], the same for the gold token, inside the support or not.
+        log_tail_mass: float32 [N], log(1 - sum of the stored entries' probabilities);
+            -inf when nothing is left out.
+    """
+
+    input_ids: Int32Array
+    response_start: int
+    num_entries: Int32Array
+    entry_token_ids: Int32Array
+    entry_logprobs: Float32Array
+    label_logprobs: Float32Array
+    log_tail_mass: Float32Array
+
+    @property
+    def num_response_tokens(self) -> int:
+        """N, the number of response tokens and of teacher rows."""
+        return len(self.input_ids) - self.response_start
+
+    @property
+    def example_id(self) -> bytes:
+        """The 32-byte key of the example."""
+        return example_id(self.input_ids, self.response_start)

@@ -1,0 +1,76 @@
+"""One shard file: its place, what its metadata says, and reading it back with checks."""
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage_schema import layout
+from storage_schema.codec import decode
+from storage_schema.errors import CacheDamagedError
+from storage_schema.plan import Plan
+from storage_schema.response import Response
+
+
+def shard_path(cache: Path, index: int) -> Path:
+    """Return the path of shard `index`; never taken from a file, so it cannot leave the cache."""
+    return cache / SHARD_FILE.format(index=index)
+
+
+def shard_metadata(plan: Plan, index: int) -> dict[str, str]:
+    """Return the key-value metadata of shard `index`: what it needs to explain itself."""
+    return {
+        layout.METADATA_FORMAT: layout.FORMAT_NAME,
+        layout.METADATA_VERSION: str(layout.FORMAT_VERSION),
+        layout.METADATA_CODEC: layout.CODEC,
+        layout.METADATA_POSITION_RULE: layout.POSITION_RULE,
+        layout.METADATA_PLAN: plan.fingerprint,
+        layout.METADATA_SHARD: str(index),
+    }
+
+
+def open_shard(cache: Path, plan: Plan, index: int) -> pq.ParquetFile:
+    """Return shard `index` opened for reading with page checksums verified.
+
+    Raises:
+        CacheDamagedError: it is missing, unreadable, or not this plan's shard of this index.
+    """
+    path = shard_path(cache, index)
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise CacheDamagedError(
+            f"{path} cannot be opened ({error}); delete it and run precompute-logits again"
+        ) from error
+    stored = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
+    for key, value in shard_metadata(plan, index).items():
+        if stored.get(key) != value:
+            raise CacheDamagedError(
+                f"{path}: {key} is {stored.get(key)!r}, expected {value!r}: this file is not "
+                f"shard {index} of the plan beside it"
+            )
+    expected = len(plan.shard_examples(index))
+    if file.metadata.num_rows != expected:
+        raise CacheDamagedError(f"{path} has {file.metadata.num_rows} rows, the plan {expected}")
+    return file
+
+
+def read_row_group(file: pq.ParquetFile, group: int, where: Path) -> list[Response]:
+    """Return the decoded responses of one row group.
+
+    Raises:
+        CacheDamagedError: its bytes are not what was written.
+    """
+    try:
+        return decode(file.read_row_group(group, use_threads=False).replace_schema_metadata(None))
+    except (OSError, pa.ArrowException) as error:
+        raise CacheDamagedError(f"{where}, row group {group} is damaged: {error}") from error
+    except CacheDamagedError as error:
+        raise CacheDamagedError(f"{where}, row group {group}: {error}") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

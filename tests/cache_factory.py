@@ -1,0 +1,84 @@
+"""Makes plans, random responses and whole caches for tests."""
+
+from pathlib import Path
+
+import numpy as np
+
+from storage_schema import Plan, Response, claim_plan, finish_cache, response_from_rows, write_shard
+from storage_schema.plan import fingerprint_examples
+
+
+def make_plan(
+    responses: list[Response],
+    *,
+    vocabulary_size: int = 1000,
+    vocabulary_fingerprint: str = "test-vocabulary",
+    k: int = 8,
+    min_prob: float = 0.0,
+    examples_per_shard: int = 4,
+    max_sequence_tokens: int = 256,
+) -> Plan:
+    """A plan that fits the responses."""
+    return Plan(
+        teacher={"name": "test", "fingerprint": "0", "vocabulary_rows": vocabulary_size},
+        tokenizer={
+            "vocabulary_fingerprint": vocabulary_fingerprint,
+            "vocabulary_size": vocabulary_size,
+        },
+        template={"name": "plain", "fingerprint": "0"},
+        dataset={
+            "name": "test",
+            "num_examples": len(responses),
+            "num_response_tokens": sum(r.num_response_tokens for r in responses),
+            "fingerprint": fingerprint_examples(r.example_id for r in responses),
+            "counts": {},
+        },
+        engine={"name": "test"},
+        support={"kind": "top_k", "k": k, "min_prob": min_prob},
+        limits={"max_prompt_tokens": 128, "max_sequence_tokens": max_sequence_tokens},
+        examples_per_shard=examples_per_shard,
+    )
+
+
+def random_response(
+    rng: np.random.Generator,
+    *,
+    vocabulary_size: int = 1000,
+    k: int = 8,
+    min_prob: float = 0.0,
+    prompt: int | None = None,
+    rows: int | None = None,
+) -> Response:
+    """A response with random tokens and a random teacher over the whole vocabulary."""
+    prompt = int(rng.integers(1, 12)) if prompt is None else prompt
+    rows = int(rng.integers(1, 20)) if rows is None else rows
+    input_ids = rng.integers(0, vocabulary_size, prompt + rows).astype(np.int32)
+    logits = rng.normal(0, 3, (rows, vocabulary_size))
+    logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    top = np.argsort(-logprobs, axis=1)[:, :k]
+    return response_from_rows(
+        input_ids,
+        prompt,
+        top,
+        np.take_along_axis(logprobs, top, 1),
+        logprobs[np.arange(rows), input_ids[prompt:]],
+        k=k,
+        min_prob=min_prob,
+        vocabulary_size=vocabulary_size,
+    )
+
+
+def random_responses(num: int, seed: int = 0, **kwargs: object) -> list[Response]:
+    """`num` random responses, equal for equal seeds."""
+    rng = np.random.default_rng(seed)
+    return [random_response(rng, **kwargs) for _ in range(num)]  # type: ignore[arg-type]
+
+
+def make_cache(path: Path, responses: list[Response], **settings: object) -> Path:
+    """Write a finished cache holding `responses`; settings go to make_plan."""
+    plan = make_plan(responses, **settings)  # type: ignore[arg-type]
+    claim_plan(path, plan)
+    for index in range(plan.num_shards):
+        write_shard(path, plan, index, [responses[i] for i in plan.shard_examples(index)])
+    finish_cache(path, plan)
+    return path
