@@ -15,7 +15,7 @@ from storage_schema.response import Response
 
 def shard_path(cache: Path, index: int) -> Path:
     """Return the path of shard `index`; never taken from a file, so it cannot leave the cache."""
-    return cache / SHARD_FILE.format(index=index)
+    return cache / layout.SHARD_FILE.format(index=index)
 
 
 def shard_metadata(plan: Plan, index: int) -> dict[str, str]:
