@@ -79,13 +79,18 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is not JSON: {error}") from error
 
 
+def read_model_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the model's config.json."""
+    return _read_json(checkpoint.model_path / "config.json")
+
+
 def vocabulary_rows(checkpoint: Checkpoint) -> int:
     """Return how many logits the model has per position, padding rows included.
 
     Raises:
         ModelError: config.json names no vocab_size.
     """
-    config = _read_json(checkpoint.model_path / "config.json")
+    config = read_model_config(checkpoint)
     size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     if not isinstance(size, int):
         raise ModelError(f"{checkpoint.model_path / 'config.json'} has no vocab_size")

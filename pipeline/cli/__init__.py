@@ -1,0 +1,1 @@
+"""The commands: one thin file each; settings become flags, errors become exit codes."""

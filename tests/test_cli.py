@@ -1,0 +1,215 @@
+"""The commands as a user meets them: help, config files, errors, exit codes, the reference."""
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from pipeline.cli.command import CONFIG_SECTIONS
+from pipeline.cli.recipe import read_recipe
+from pipeline.cli.reference import COMMANDS, load_command, render_reference
+from pipeline.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "transformers", "vllm", "datasets", "peft", "accelerate", "rouge_score"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_answers_at_once_and_loads_nothing_heavy(name: str) -> None:
+    module = f"pipeline.cli.{name.replace('-', '_')}"
+    code = (
+        f"import sys; from {module} import main\n"
+        "try: main(['--help'])\n"
+        "finally: print('LOADED', sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    seconds = time.monotonic() - start
+    text, _, loaded = result.stdout.partition("LOADED")
+    assert "Usage:" in text, result.stderr
+    assert not HEAVY & set(eval(loaded)), loaded
+    assert seconds < 5  # a loaded CI machine; measured alone it is 0.3 s
+
+
+def test_reference_page_is_what_the_commands_say() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text() == render_reference()
+
+
+def test_every_console_script_is_a_documented_command() -> None:
+    import tomllib
+
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert set(scripts) == set(COMMANDS) == set(CONFIG_SECTIONS) - {"run"}
+    for name, target in scripts.items():
+        module, attribute = target.split(":")
+        assert isinstance(getattr(importlib.import_module(module), attribute), click.Command), name
+
+
+def test_every_flag_is_listed_here_so_that_none_appears_by_accident() -> None:
+    flags = {name: {p.name for p in load_command(name).params} for name in COMMANDS}
+    data = {"data", "template", "prompt_field", "context_field", "response_field"}
+    data |= {"max_examples", "max_prompt_tokens", "max_sequence_tokens"}
+    every = {"config", "as_json"}
+    training = {"tuning", "lora_rank", "lora_alpha", "lora_dropout", "epochs", "max_steps"}
+    training |= {"learning_rate", "batch_size", "gradient_accumulation_steps", "warmup_ratio"}
+    training |= {"lr_schedule", "weight_decay", "max_grad_norm", "seed", "save_every_steps"}
+    training |= {"gradient_checkpointing", "dtype", "trust_remote_code", "revision"}
+    assert flags["finetune-teacher"] == data | training | every | {"model", "output", "merge"}
+    assert flags["train-student"] == training | every | {
+        "student",
+        "cache",
+        "output",
+        "alpha",
+        "tail",
+        "temperature",
+        "top_k",
+        "min_prob",
+    }
+    assert flags["precompute-logits"] == data | every | {
+        "teacher",
+        "output",
+        "engine",
+        "k",
+        "min_prob",
+        "dtype",
+        "examples_per_shard",
+        "batch_tokens",
+        "tensor_parallel_size",
+        "gpu_memory_utilization",
+        "revision",
+        "trust_remote_code",
+    }
+    assert flags["evaluate-student"] == data | every | {
+        "model",
+        "output",
+        "max_new_tokens",
+        "batch_size",
+        "ece_bins",
+        "dtype",
+        "trust_remote_code",
+    }
+
+
+def run_cli(name: str, *arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(load_command(name), list(arguments))
+    return result.exit_code, result.output
+
+
+def test_exit_codes_and_messages(tmp_path: Path) -> None:
+    code, output = run_cli("train-student", "--student", "x")
+    assert code == 2
+    assert "Missing option '--cache'" in output
+    common = ["--student", "x", "--cache", str(tmp_path / "none"), "--output", str(tmp_path / "o")]
+    code, output = run_cli("train-student", *common, "--alpha", "-1")
+    assert code == 2, output
+    assert "--alpha -1.0" in output
+    code, output = run_cli("train-student", *common, "--alpha", "1")
+    assert code == 1, output
+    assert "Error: no logit cache at" in output
+    assert "Traceback" not in output
+
+
+def test_config_file_gives_defaults_and_flags_override(tmp_path: Path) -> None:
+    cache = tmp_path / "from-file"
+    config = tmp_path / "my.yaml"
+    section = {"student": "x", "cache": str(cache), "alpha": 0.5, "output": str(tmp_path / "o")}
+    config.write_text(yaml.safe_dump({"train-student": section}))
+    code, output = run_cli("train-student", "--config", str(config))
+    assert code == 1
+    assert f"no logit cache at {cache}" in output
+    code, output = run_cli("train-student", "--config", str(config), "--cache", str(tmp_path / "b"))
+    assert f"no logit cache at {tmp_path / 'b'}" in output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train-student: {alphas: 1}", "train-student has no setting 'alphas'; it has alpha,"),
+        ("train-studnet: {alpha: 1}", "unknown section 'train-studnet', expected run, finetune"),
+        ("- 1", "holds a list, expected sections"),
+        ("train-student: 3", "section train-student is 3, expected settings"),
+        ("a: [", "is not valid YAML"),
+    ],
+)
+def test_wrong_config_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    config = tmp_path / "my.yaml"
+    config.write_text(text)
+    code, output = run_cli("train-student", "--config", str(config))
+    assert code == 1
+    assert message in output
+
+
+def test_json_output_is_json_and_nothing_else(tmp_path: Path, tiny_model: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "say the sum", "completion": "two numbers"}) + "\n")
+    arguments = ["--teacher", str(tiny_model), "--data", str(data), "--engine", "transformers"]
+    arguments += ["--output", str(tmp_path / "cache"), "--k", "4", "--max-prompt-tokens", "60"]
+    arguments += ["--max-sequence-tokens", "90", "--json"]
+    result = CliRunner().invoke(load_command("precompute-logits"), arguments)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["num_examples"] == 1
+
+
+def test_demo_recipe_is_read_and_fits_the_commands() -> None:
+    path = ROOT / "pipeline" / "recipes" / "demo.yaml"
+    assert read_recipe(path) == {
+        "output": "runs/demo",
+        "demo_model": "runs/demo/model",
+        "alphas": "0 0.1 1",
+        "baselines": "student teacher",
+        "student": "runs/demo/model",
+        "teacher": "runs/demo/teacher",
+        "finetune": "yes",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run": {}}, "run.output is None, expected a directory name"),
+        ({"run": {"output": "o", "alphas": "0.1"}}, "run.alphas is '0.1', expected a list of num"),
+        ({"run": {"output": "o", "baselines": ["x"]}}, r"run.baselines is \['x'\], expected a li"),
+        ({"train-student": {}}, "train-student names no student"),
+        ({"precompute-logits": {}}, "no teacher: give a section finetune-teacher"),
+    ],
+)
+def test_wrong_recipes_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    recipe = {
+        "run": {"output": "o"},
+        "precompute-logits": {"teacher": "t"},
+        "train-student": {"student": "s"},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert read_recipe(path)["teacher"] == "t"
+    assert read_recipe(path)["finetune"] == ""
+    path.write_text(yaml.safe_dump({**recipe, **change}))
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(path)
+    with pytest.raises(ConfigError, match="no recipe at"):
+        read_recipe(tmp_path / "none.yaml")
+
+
+def test_every_setting_has_a_help_text() -> None:
+    for name in COMMANDS:
+        for parameter in load_command(name).params:
+            assert isinstance(parameter, click.Option)
+            assert parameter.help, (name, parameter.name)
+            assert parameter.help[0].isupper(), (name, parameter.name, parameter.help)
+            assert parameter.help.endswith("."), (name, parameter.name, parameter.help)
+
+
+def test_config_classes_are_frozen() -> None:
+    from pipeline.student.config import TrainStudentConfig
+
+    config = TrainStudentConfig(student="a", cache="b", output="c", alpha=1.0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.alpha = 2.0  # type: ignore[misc]

