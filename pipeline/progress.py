@@ -7,6 +7,7 @@ ten seconds and one at the end. Both show rate and time left.
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,7 +22,7 @@ class Progress:
         self.done = 0
         self._note = ""
         self._start = self._last_line = time.monotonic()
-        self._bar: tqdm[None] | None = None
+        self._bar: Any = None
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=total, desc=description, unit=f" {unit}", smoothing=0.1, dynamic_ncols=True

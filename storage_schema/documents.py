@@ -27,12 +27,16 @@ def read_json(path: Path) -> dict[str, Any]:
         CacheDamagedError: the file is not a JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise CacheDamagedError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise CacheDamagedError(f"{path} holds a {type(value).__name__}, expected a JSON object")
     return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no JSON number")
 
 
 def take(document: dict[str, Any], name: str, kind: type[T], where: str) -> T:
@@ -48,11 +52,23 @@ def take(document: dict[str, Any], name: str, kind: type[T], where: str) -> T:
 
 
 def differences(there: Any, asked: Any, name: str = "") -> list[str]:
-    """Return one line for each leaf in which two JSON values differ: "field: there X, asked Y"."""
+    """Return one line for each leaf in which two JSON values differ: "field: there X, asked Y".
+
+    Two leaves are equal when their JSON texts are: 0 differs from 0.0, and a missing field
+    differs from null, as they do for a fingerprint of the text.
+    """
     if isinstance(there, dict) and isinstance(asked, dict):
         lines = []
         for key in sorted({*there, *asked}):
             path = f"{name}.{key}" if name else key
-            lines += differences(there.get(key), asked.get(key), path)
+            if key in there and key in asked:
+                lines += differences(there[key], asked[key], path)
+            else:
+                lines.append(f"{path}: there {_shown(there, key)}, asked {_shown(asked, key)}")
         return lines
-    return [] if there == asked else [f"{name}: there {there!r}, asked {asked!r}"]
+    same = json.dumps(there, sort_keys=True) == json.dumps(asked, sort_keys=True)
+    return [] if same else [f"{name}: there {there!r}, asked {asked!r}"]
+
+
+def _shown(document: dict[str, Any], key: str) -> str:
+    return repr(document[key]) if key in document else "nothing"

@@ -123,7 +123,7 @@ def read_manifest(cache: Path, plan: Plan) -> Manifest:
     if len(shards) != plan.num_shards:
         raise CacheDamagedError(f"{path} lists {len(shards)} shards, the plan {plan.num_shards}")
     for index, shard in enumerate(shards):
-        _check_counts(shard, len(plan.shard_examples(index)), f"{path}, shard {index}")
+        _check_counts(shard, plan, index, f"{path}, shard {index}")
     if document.get("totals") != manifest.to_json()["totals"]:
         raise CacheDamagedError(f"{path}: totals {document.get('totals')} are not the shards' sums")
     return manifest
@@ -136,19 +136,34 @@ def _read_shard(value: Any, where: str) -> ShardEntry:
     kinds = {name: kind for name, kind in names.items() if kind in (int, str)}
     fields = {name: take(value, name, kinds.get(name, list), where) for name in names}
     for name in ("sequence_lengths", "response_lengths"):
-        if not all(type(length) is int and length > 0 for length in fields[name]):
-            raise CacheDamagedError(f"{where}: {name} must be positive integers")
+        for length in fields[name]:
+            if type(length) is not int or not 0 < length < 2**31:
+                raise CacheDamagedError(
+                    f"{where}: {name} holds {length!r}, expected integers from 1 to 2^31 - 1"
+                )
     return ShardEntry(**fields)
 
 
-def _check_counts(shard: ShardEntry, expected: int, where: str) -> None:
+def _check_counts(shard: ShardEntry, plan: Plan, index: int, where: str) -> None:
+    expected = len(plan.shard_examples(index))
     if not len(shard.sequence_lengths) == len(shard.response_lengths) == expected:
         raise CacheDamagedError(
             f"{where} lists {len(shard.sequence_lengths)} sequence and "
             f"{len(shard.response_lengths)} response lengths, the plan {expected} examples"
         )
+    for sequence, response in zip(shard.sequence_lengths, shard.response_lengths, strict=True):
+        if response >= sequence:
+            raise CacheDamagedError(
+                f"{where}: a response of {response} tokens in a sequence of {sequence}"
+            )
     if sum(shard.response_lengths) != shard.num_response_tokens:
         raise CacheDamagedError(
             f"{where}: num_response_tokens is {shard.num_response_tokens}, its response_lengths "
             f"sum to {sum(shard.response_lengths)}"
+        )
+    most = shard.num_response_tokens * plan.k
+    if not shard.num_response_tokens <= shard.num_entries <= most:
+        raise CacheDamagedError(
+            f"{where}: num_entries is {shard.num_entries}, expected "
+            f"{shard.num_response_tokens} to {most} (1 to k a response token)"
         )

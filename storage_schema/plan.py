@@ -14,6 +14,7 @@ from typing import Any
 from storage_schema.documents import differences, read_json, take, write_json
 from storage_schema.errors import (
     CacheDamagedError,
+    CacheError,
     CacheFormatError,
     CacheNotFoundError,
     PlanMismatchError,
@@ -76,6 +77,13 @@ class Plan:
                 f"plan: support kind is {kind!r}, this release reads {', '.join(SUPPORT_KINDS)}"
             )
         _check_range(take(self.support, "k", int, where), "k", 1, MAX_VOCABULARY_SIZE)
+        min_prob = self.support.get("min_prob")
+        if (
+            isinstance(min_prob, bool)
+            or not isinstance(min_prob, int | float)
+            or not 0 <= min_prob < 1
+        ):
+            raise CacheFormatError(f"plan: min_prob is {min_prob!r}, expected 0 <= min_prob < 1")
 
     @property
     def vocabulary_size(self) -> int:
@@ -124,7 +132,7 @@ def read_plan(cache: Path) -> Plan:
     Raises:
         CacheNotFoundError: there is no plan.
         CacheFormatError: it is of another format or version.
-        CacheDamagedError: it is not readable.
+        CacheDamagedError: it is not readable, or holds other fields or types.
     """
     path = cache / PLAN_FILE
     if not path.exists():
@@ -139,7 +147,10 @@ def read_plan(cache: Path) -> Plan:
         raise CacheDamagedError(f"{path}: unknown fields {sorted(unknown)}")
     for name in fields:
         take(fields, name, int if name == "examples_per_shard" else dict, str(path))
-    return Plan(**fields)
+    try:
+        return Plan(**fields)
+    except CacheError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def check_version(document: dict[str, Any], path: Path) -> None:
@@ -159,23 +170,29 @@ def check_version(document: dict[str, Any], path: Path) -> None:
 def claim_plan(cache: Path, plan: Plan) -> None:
     """Write the plan into a new cache directory, or check that the same one is there.
 
+    Several processes may claim one directory at once. What is on disk is compared in every
+    case, also after writing, so that of two different plans all but the last are refused.
+
     Raises:
-        PlanMismatchError: another plan is there; every differing field is named.
+        PlanMismatchError: another plan is there, every differing field is named; or the path
+            holds something that is no cache.
     """
+    if cache.exists() and not cache.is_dir():
+        raise PlanMismatchError(f"{cache} is a file, a cache is a directory; choose another output")
     cache.mkdir(parents=True, exist_ok=True)
-    if (cache / PLAN_FILE).exists():
-        lines = differences(read_plan(cache).to_json(), json.loads(json.dumps(plan.to_json())))
-        if lines:
-            raise PlanMismatchError(
-                f"the cache at {cache} was planned differently:\n  "
-                + "\n  ".join(lines)
-                + "\nchoose another output, or delete that folder to start over"
-            )
-        return
+    # Listed before looking for the plan: another process may publish it in between.
     strangers = [path.name for path in cache.iterdir() if ".tmp-" not in path.name]
-    if strangers:
+    if not (cache / PLAN_FILE).exists():
+        if strangers:
+            raise PlanMismatchError(
+                f"{cache} is not empty ({', '.join(sorted(strangers)[:5])}) and holds no "
+                f"{PLAN_FILE}: it is no logit cache; choose another output"
+            )
+        write_json(cache / PLAN_FILE, plan.to_json())
+    lines = differences(read_plan(cache).to_json(), json.loads(json.dumps(plan.to_json())))
+    if lines:
         raise PlanMismatchError(
-            f"{cache} is not empty ({', '.join(sorted(strangers)[:5])}) and holds no {PLAN_FILE}: "
-            "it is no logit cache; choose another output"
+            f"the cache at {cache} was planned differently:\n  "
+            + "\n  ".join(lines)
+            + "\nchoose another output, or delete that folder to start over"
         )
-    write_json(cache / PLAN_FILE, plan.to_json())

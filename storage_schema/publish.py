@@ -5,11 +5,21 @@ synced, and are renamed over the final name.
 """
 
 import os
+import secrets
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 _HOST = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a new name beside `path` under which this process can prepare it.
+
+    Its random end keeps apart threads, and containers with one host name and process number.
+    """
+    return path.with_name(f"{path.name}.tmp-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def publish(path: Path, write: Callable[[Path], None]) -> None:
@@ -19,7 +29,7 @@ def publish(path: Path, write: Callable[[Path], None]) -> None:
         path: the final name; its directory exists.
         write: called with the temporary name; when it raises, nothing is left behind.
     """
-    temporary = path.with_name(f"{path.name}.tmp-{_HOST}-{os.getpid()}")
+    temporary = temporary_path(path)
     try:
         write(temporary)
         _sync(temporary)
@@ -39,12 +49,15 @@ def _sync(path: Path) -> None:
 
 
 def remove_stale_temporaries(directory: Path) -> int:
-    """Delete temporary files left by processes of this host that are dead; return how many."""
+    """Delete what dead processes of this host left half made; return how many."""
     removed = 0
-    for path in directory.glob(f"*.tmp-{_HOST}-*"):
-        pid = path.name.rsplit("-", 1)[-1]
-        if pid.isdigit() and int(pid) != os.getpid() and not _is_alive(int(pid)):
-            path.unlink(missing_ok=True)
+    for path in directory.glob("*.tmp-*"):
+        host, _, pid = path.name.rpartition(".tmp-")[2].rpartition("-")[0].rpartition("-")
+        if host == _HOST and pid.isdecimal() and not _is_alive(int(pid)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
             removed += 1
     return removed
 
@@ -54,6 +67,6 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):
         return True
     return True

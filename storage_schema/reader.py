@@ -1,7 +1,8 @@
 """Read a finished cache: open and check, random access, iteration, full verification.
 
-Opening reads plan and manifest and compares file sizes; it touches no row. Every page that is
-read is checked against its checksum, so a flipped byte never becomes a wrong number.
+Opening reads plan and manifest and compares file sizes; it touches no row. A shard's SHA-256 is
+compared the first time a row of it is read, so a flipped byte never becomes a wrong number. (The
+checksums of Parquet pages do not cover page headers: one bit there changes how values decode.)
 """
 
 from collections import OrderedDict
@@ -21,6 +22,8 @@ from storage_schema.shard import file_sha256, open_shard, read_row_group, shard_
 
 # Decoded row groups are kept up to this size, so that small caches are decoded once.
 KEEP_BYTES = 256 * 2**20
+# Systems commonly allow a process 1024 open files.
+MAX_OPEN_FILES = 64
 
 
 def open_cache(path: str | Path) -> "LogitCache":
@@ -57,7 +60,8 @@ class LogitCache:
                     if size is not None
                     else f"{file} is missing, the manifest lists it"
                 )
-        self._files: dict[int, pq.ParquetFile] = {}
+        self._sound: set[int] = set()  # shards whose SHA-256 was compared
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], list[Response]] = OrderedDict()
         self._kept_bytes = 0
 
@@ -76,7 +80,12 @@ class LogitCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """Travel to another process without open files and decoded rows."""
-        return {**self.__dict__, "_files": {}, "_groups": OrderedDict(), "_kept_bytes": 0}
+        return {
+            **self.__dict__,
+            "_files": OrderedDict(),
+            "_groups": OrderedDict(),
+            "_kept_bytes": 0,
+        }
 
     @property
     def fingerprint(self) -> str:
@@ -94,32 +103,56 @@ class LogitCache:
         return _concatenate([shard.response_lengths for shard in self.manifest.shards])
 
     def verify(self) -> None:
-        """Compare every shard's SHA-256 with the manifest; reads the whole cache.
+        """Compare every shard's SHA-256 with the manifest now; reads the whole cache.
+
+        Copies of the cache sent to other processes afterwards do not compare again.
 
         Raises:
             CacheDamagedError: a shard's bytes are not those that were written.
         """
-        for index, shard in enumerate(self.manifest.shards):
-            file = shard_path(self.path, index)
-            found = file_sha256(file)
-            if found != shard.sha256:
-                raise CacheDamagedError(
-                    f"{file}: SHA-256 is {found}, the manifest says {shard.sha256}"
-                )
+        for index in range(len(self.manifest.shards)):
+            self._check_bytes(index)
+
+    def _check_bytes(self, shard: int) -> None:
+        path, expected = shard_path(self.path, shard), self.manifest.shards[shard].sha256
+        found = file_sha256(path)
+        if found != expected:
+            raise CacheDamagedError(f"{path}: SHA-256 is {found}, the manifest says {expected}")
+        self._sound.add(shard)
+
+    def _file(self, shard: int) -> pq.ParquetFile:
+        if shard not in self._sound:
+            self._check_bytes(shard)
+        if shard not in self._files:
+            self._files[shard] = open_shard(self.path, self.plan, shard)
+        self._files.move_to_end(shard)
+        while len(self._files) > MAX_OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
+        return self._files[shard]
 
     def _group(self, shard: int, group: int) -> list[Response]:
         key = (shard, group)
         if key in self._groups:
             self._groups.move_to_end(key)
             return self._groups[key]
-        if shard not in self._files:
-            self._files[shard] = open_shard(self.path, self.plan, shard)
-        responses = read_row_group(self._files[shard], group, shard_path(self.path, shard))
+        responses = read_row_group(self._file(shard), group, shard_path(self.path, shard))
+        self._check_lengths(responses, shard, group)
         self._groups[key] = responses
         self._kept_bytes += _num_bytes(responses)
         while self._kept_bytes > KEEP_BYTES and len(self._groups) > 1:
             self._kept_bytes -= _num_bytes(self._groups.popitem(last=False)[1])
         return responses
+
+    def _check_lengths(self, responses: list[Response], shard: int, group: int) -> None:
+        entry, first = self.manifest.shards[shard], group * ROW_GROUP_RESPONSES
+        for row, response in enumerate(responses, first):
+            found = (len(response.input_ids), response.num_response_tokens)
+            listed = (entry.sequence_lengths[row], entry.response_lengths[row])
+            if found != listed:
+                raise CacheDamagedError(
+                    f"{shard_path(self.path, shard)}, response {row} has {found[0]} tokens, "
+                    f"{found[1]} of them response; the manifest lists {listed[0]} and {listed[1]}"
+                )
 
 
 def _concatenate(lengths: list[list[int]]) -> Int32Array:

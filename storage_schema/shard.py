@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from storage_schema import layout
 from storage_schema.codec import decode
-from storage_schema.errors import CacheDamagedError
+from storage_schema.errors import CacheDamagedError, CacheError
 from storage_schema.plan import Plan
 from storage_schema.response import Response
 
@@ -35,15 +35,22 @@ def open_shard(cache: Path, plan: Plan, index: int) -> pq.ParquetFile:
 
     Raises:
         CacheDamagedError: it is missing, unreadable, or not this plan's shard of this index.
+        CacheError: the operating system refuses to read it; it may be sound.
     """
     path = shard_path(cache, index)
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
+    except FileNotFoundError as error:
+        raise CacheDamagedError(f"{path} is missing") from error
     except (OSError, pa.ArrowException) as error:
+        _raise_if_refused(error, path)
         raise CacheDamagedError(
             f"{path} cannot be opened ({error}); delete it and run precompute-logits again"
         ) from error
-    stored = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
+    stored = {
+        key.decode(errors="replace"): value.decode(errors="replace")
+        for key, value in (file.metadata.metadata or {}).items()
+    }
     for key, value in shard_metadata(plan, index).items():
         if stored.get(key) != value:
             raise CacheDamagedError(
@@ -53,7 +60,26 @@ def open_shard(cache: Path, plan: Plan, index: int) -> pq.ParquetFile:
     expected = len(plan.shard_examples(index))
     if file.metadata.num_rows != expected:
         raise CacheDamagedError(f"{path} has {file.metadata.num_rows} rows, the plan {expected}")
+    _check_row_groups(file, path)
     return file
+
+
+def _check_row_groups(file: pq.ParquetFile, path: Path) -> None:
+    """Refuse row groups of other sizes: the place of a row follows from its number alone."""
+    left = file.metadata.num_rows
+    for group in range(file.num_row_groups):
+        found, planned = file.metadata.row_group(group).num_rows, layout.ROW_GROUP_RESPONSES
+        if found != min(planned, left):
+            raise CacheDamagedError(
+                f"{path}: row group {group} has {found} rows, expected {min(planned, left)}"
+            )
+        left -= found
+
+
+def _raise_if_refused(error: Exception, path: Path) -> None:
+    """Tell damage from a refusal of the system, which has an errno: never advise to delete then."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise CacheError(f"{path} cannot be read ({error}); the file may be sound") from error
 
 
 def read_row_group(file: pq.ParquetFile, group: int, where: Path) -> list[Response]:
@@ -61,16 +87,28 @@ def read_row_group(file: pq.ParquetFile, group: int, where: Path) -> list[Respon
 
     Raises:
         CacheDamagedError: its bytes are not what was written.
+        CacheError: the operating system refuses to read it; it may be sound.
     """
     try:
         return decode(file.read_row_group(group, use_threads=False).replace_schema_metadata(None))
     except (OSError, pa.ArrowException) as error:
+        _raise_if_refused(error, where)
         raise CacheDamagedError(f"{where}, row group {group} is damaged: {error}") from error
     except CacheDamagedError as error:
         raise CacheDamagedError(f"{where}, row group {group}: {error}") from error
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 (hex) of a file's bytes.
+
+    Raises:
+        CacheDamagedError: it is missing.
+        CacheError: the operating system refuses to read it; it may be sound.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise CacheDamagedError(f"{path} is missing") from error
+    except OSError as error:
+        raise CacheError(f"{path} cannot be read ({error}); the file may be sound") from error

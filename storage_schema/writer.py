@@ -82,8 +82,6 @@ def missing_shards(cache: Path, plan: Plan) -> list[int]:
         CacheDamagedError: a file at a shard's place belongs to something else.
     """
     directory = cache / layout.SHARD_DIRECTORY
-    if not directory.exists():
-        return list(range(plan.num_shards))
     remove_stale_temporaries(cache)
     remove_stale_temporaries(directory)
     missing = []

@@ -48,14 +48,20 @@ def random_response(
     min_prob: float = 0.0,
     prompt: int | None = None,
     rows: int | None = None,
+    labels_from_teacher: bool = False,
 ) -> Response:
-    """A response with random tokens and a random teacher over the whole vocabulary."""
+    """A response with random tokens and a random teacher over the whole vocabulary.
+
+    `labels_from_teacher` makes each response token a likely one, as in real data.
+    """
     prompt = int(rng.integers(1, 12)) if prompt is None else prompt
     rows = int(rng.integers(1, 20)) if rows is None else rows
     input_ids = rng.integers(0, vocabulary_size, prompt + rows).astype(np.int32)
     logits = rng.normal(0, 3, (rows, vocabulary_size))
     logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     top = np.argsort(-logprobs, axis=1)[:, :k]
+    if labels_from_teacher:
+        input_ids[prompt:] = top[np.arange(rows), rng.integers(0, top.shape[1], rows)]
     return response_from_rows(
         input_ids,
         prompt,
