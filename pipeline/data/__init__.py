@@ -1,0 +1,1 @@
+"""Datasets shared by all stages: sources, field layouts, prompt templates, tokenisation."""

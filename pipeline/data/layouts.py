@@ -1,0 +1,180 @@
+"""Recognise which fields of a row are the instruction, the context and the response.
+
+A layout is recognised from field names alone, so a whole dataset has one layout. Values of a
+wrong type are refused with their row (counted from 1), never converted.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.data.config import DataSettings
+from pipeline.data.records import Record
+from pipeline.errors import DataError
+
+SUMMARIZE_TEXT = "Summarize the following text."
+SUMMARIZE_DIALOGUE = "Summarize the following dialogue."
+REFERENCES_FIELD = "references"
+MAX_SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Field names of one layout; `instruction` is the wording where no field holds it."""
+
+    response: str
+    prompt: str | None = None
+    context: str | None = None
+    instruction: str | None = None
+    context_optional: bool = False
+
+    @property
+    def name(self) -> str:
+        """The fields in reading order, such as "instruction/context/response"."""
+        return "/".join(field for field in (self.prompt, self.context, self.response) if field)
+
+
+MESSAGES = Layout("messages")
+# From the most specific to the least: the first that fits is taken.
+LAYOUTS = (
+    MESSAGES,
+    Layout("response", "instruction", "context", context_optional=True),
+    Layout("output", "instruction", "input", context_optional=True),
+    Layout("highlights", context="article", instruction=SUMMARIZE_TEXT),
+    Layout("summary", context="document", instruction=SUMMARIZE_TEXT),
+    Layout("summary", context="dialogue", instruction=SUMMARIZE_DIALOGUE),
+    Layout("completion", "prompt"),
+    Layout("text"),
+)
+OPTIONAL_CONTEXTS = {layout.context for layout in LAYOUTS if layout.context_optional}
+
+
+def find_layout(fields: Collection[str], settings: DataSettings) -> Layout:
+    """Return the layout named by the settings, or else the first known one that fits.
+
+    Raises:
+        DataError: a named field is missing, or no known layout fits.
+    """
+    if settings.prompt_field and settings.response_field:
+        return _named_layout(fields, settings)
+    for layout in LAYOUTS:
+        if _fits(layout, fields):
+            return layout
+    raise DataError(
+        f"{settings.data}: no known layout in the fields {_listed(fields)}; known are "
+        f"{', '.join(layout.name for layout in LAYOUTS)}; name other fields with "
+        "--prompt-field, --context-field and --response-field"
+    )
+
+
+def _named_layout(fields: Collection[str], settings: DataSettings) -> Layout:
+    named = {
+        "--prompt-field": settings.prompt_field,
+        "--context-field": settings.context_field,
+        "--response-field": settings.response_field,
+    }
+    for flag, field in named.items():
+        if field is not None and field not in fields:
+            raise DataError(
+                f"{settings.data}: no field {field!r} ({flag}); the fields are {_listed(fields)}"
+            )
+    return Layout(settings.response_field or "", settings.prompt_field, settings.context_field)
+
+
+def _fits(layout: Layout, fields: Collection[str]) -> bool:
+    if layout.response not in fields or (layout.prompt and layout.prompt not in fields):
+        return False
+    if layout.context is None or layout.context in fields:
+        return True
+    # A context under the other layout's name would otherwise be ignored in silence.
+    return layout.context_optional and not OPTIONAL_CONTEXTS & set(fields)
+
+
+def _listed(fields: Collection[str]) -> str:
+    return ", ".join(repr(field) for field in fields) or "(none)"
+
+
+def to_record(row: dict[str, Any], layout: Layout, number: int) -> Record:
+    """Return the row as a record; null and missing values become "".
+
+    Args:
+        row: field name to value.
+        layout: which fields are which.
+        number: the row's place in the dataset, counted from 1, for messages.
+
+    Raises:
+        DataError: a value has another type than its layout says.
+    """
+    references = _references(row, number)
+    if layout is MESSAGES:
+        return _conversation(row.get("messages"), references, number)
+    return Record(
+        instruction=_text(row, layout.prompt, number) if layout.prompt else layout.instruction,
+        context=(_text(row, layout.context, number) or None) if layout.context else None,
+        response=_text(row, layout.response, number),
+        references=references,
+    )
+
+
+def _text(row: dict[str, Any], field: str, number: int) -> str:
+    value = row.get(field)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"row {number}: field {field!r} is {_shown(value)}: expected text")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    cut = text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "..."
+    return f"{cut} ({type(value).__name__})"
+
+
+def _references(row: dict[str, Any], number: int) -> tuple[str, ...]:
+    value = row.get(REFERENCES_FIELD)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise DataError(
+            f"row {number}: field {REFERENCES_FIELD!r} is {_shown(value)}: expected a list of texts"
+        )
+    return tuple(value)
+
+
+def _conversation(value: Any, references: tuple[str, ...], number: int) -> Record:
+    if not isinstance(value, list):
+        raise DataError(
+            f"row {number}: field 'messages' is {_shown(value)}: expected a list of "
+            "{role, content}"
+        )
+    messages = tuple(_message(item, place, number) for place, item in enumerate(value, 1))
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        roles = ", ".join(message["role"] for message in messages) or "none"
+        raise DataError(
+            f"row {number}: field 'messages' has the roles {roles}: expected at least one "
+            "message and then the assistant's, which is the response"
+        )
+    *prompt, answer = messages
+    alone = len(prompt) == 1 and prompt[0]["role"] == "user"
+    return Record(
+        instruction=prompt[0]["content"] if alone else None,
+        context=None,
+        response=answer["content"],
+        messages=tuple(prompt),
+        references=references,
+    )
+
+
+def _message(item: Any, place: int, number: int) -> dict[str, Any]:
+    if (
+        not isinstance(item, dict)
+        or not isinstance(item.get("role"), str)
+        or not isinstance(item.get("content"), str)
+    ):
+        raise DataError(
+            f"row {number}: field 'messages', message {place} is {_shown(item)}: expected "
+            "{role, content}, both text"
+        )
+    # Datasets fill absent keys with None; a template must see them absent.
+    return {key: value for key, value in item.items() if value is not None}

@@ -1,0 +1,78 @@
+"""Settings of `evaluate-student`. Standard library only, so that --help answers at once."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data.config import DataSettings
+from pipeline.errors import ConfigError
+from pipeline.models.loading import DTYPES
+from pipeline.settings import setting
+
+# A name becomes a file name, so it is plain and never hidden.
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=,-]*")
+
+
+def name_models(values: tuple[str, ...]) -> dict[str, str]:
+    """Return {name: path or hub name} of the --model values, in their order.
+
+    A value is PATH, named by its last component, or NAME=PATH. Text before the first "=" that
+    holds a "/" is part of a path: "runs/alpha=0.1" is a path named "alpha=0.1".
+
+    Raises:
+        ConfigError: no value, a name that cannot be a file name, or a name given twice.
+    """
+    if not values:
+        raise ConfigError("--model: give at least one PATH or NAME=PATH")
+    models: dict[str, str] = {}
+    for value in values:
+        name, separator, path = value.partition("=")
+        if not separator or "/" in name:
+            name, path = Path(value).name, value
+        if not path or not NAME_PATTERN.fullmatch(name):
+            raise ConfigError(
+                f"--model {value!r}: {name!r} cannot name a model (letters, digits and _ . + = , - "
+                "only); write NAME=PATH"
+            )
+        if name in models:
+            raise ConfigError(
+                f"--model {value!r}: the name {name!r} is already taken by {models[name]!r}; "
+                "write NAME=PATH with another name"
+            )
+        models[name] = path
+    return models
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateStudentConfig(DataSettings):
+    """Settings of `evaluate-student`: which models, on which dataset, scored how."""
+
+    model: tuple[str, ...] = setting(
+        "Checkpoint or adapter to evaluate: PATH or NAME=PATH, a directory or hub name; repeat for "
+        "several."
+    )
+    output: str = setting(
+        "Scores file (.json) to write, or to continue; predictions go to predictions/ beside it."
+    )
+    max_new_tokens: int = setting("Longest prediction, in tokens.", 128)
+    batch_size: int = setting("Documents in one forward pass.", 8)
+    ece_bins: int = setting("Bins of the calibration errors.", 15)
+    dtype: str = setting("Number type of the weights; auto is the stored one.", "auto", DTYPES)
+    trust_remote_code: bool = setting("Run model code that a checkpoint brings along.", False)
+
+    def __post_init__(self) -> None:
+        """Check the values that this stage adds.
+
+        Raises:
+            ConfigError: naming the flag and its value.
+        """
+        super().__post_init__()
+        name_models(self.model)
+        for field in ("max_new_tokens", "batch_size", "ece_bins"):
+            value = getattr(self, field)
+            if value < 1:
+                raise ConfigError(f"--{field.replace('_', '-')} {value}: must be at least 1")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"--dtype {self.dtype!r}: must be one of {', '.join(DTYPES)}")
+        if not self.output.endswith(".json"):
+            raise ConfigError(f"--output {self.output!r}: must be a file name ending in .json")

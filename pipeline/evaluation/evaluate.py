@@ -1,0 +1,151 @@
+"""The stage `evaluate-student`: every model answers the dataset's prompts and reads its gold text.
+
+For each model in turn: load, generate greedily, one teacher-forced pass, score, store. Models
+already in the scores file are skipped without being loaded.
+"""
+
+import gc
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.data.sources import load_records
+from pipeline.errors import OutputExistsError
+from pipeline.evaluation.calibration import FLOOR_DRAWS, FLOOR_SEED
+from pipeline.evaluation.config import EvaluateStudentConfig
+from pipeline.evaluation.generation import generate_greedy
+from pipeline.evaluation.inputs import ModelInputs, find_inputs, fingerprint_records
+from pipeline.evaluation.rouge import CONVENTION, UNSCORED_LETTERS_WARNING, load_scorer
+from pipeline.evaluation.scores import aggregate, score_document, write_rows
+from pipeline.evaluation.scores_file import is_finished, predictions_path, read_scores
+from pipeline.evaluation.table import format_table
+from pipeline.evaluation.teacher_forced import score_gold_tokens
+from pipeline.models.loading import load_model, pick_device
+from pipeline.models.vocabulary import fingerprint_vocabulary
+from pipeline.run_record import installed_versions, write_json
+
+
+def run(config: EvaluateStudentConfig) -> dict[str, Any]:
+    """Evaluate every model of `config`, print the table, and return the scores with their path.
+
+    Raises:
+        ConfigError: a prompt and the longest prediction exceed a model's positions.
+        DataError: the dataset cannot be read, or no document is left.
+        MissingPackageError: rouge-score is not installed.
+        ModelError: a model or tokenizer is not found, does not load, or does not fit.
+        OutputExistsError: the scores file was made with other settings or models.
+    """
+    output = Path(config.output).expanduser()
+    if output.is_dir():
+        raise OutputExistsError(f"--output {output} is a directory: expected a file name")
+    load_scorer()
+    scores = read_scores(output, _settings(config))
+    inputs = find_inputs(config)
+    todo = [
+        model for model in inputs if not is_finished(output, scores, model.name, model.identity)
+    ]
+    for dataset in {id(model.dataset): model.dataset for model in inputs}.values():
+        print(dataset.describe(), file=sys.stderr)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for model in todo:
+        scores["models"][model.name] = _evaluate(model, config, output)
+        write_json(output, scores)
+    evaluated = [model.name for model in todo]
+    skipped = [model.name for model in inputs if model.name not in evaluated]
+    _print_summary(scores, output, skipped)
+    return {"scores": str(output), "evaluated": evaluated, "skipped": skipped, **scores}
+
+
+def _settings(config: EvaluateStudentConfig) -> dict[str, Any]:
+    """Return what all models of one scores file share and a rerun compares.
+
+    Batch size, device and package versions are recorded with each model instead: they do not
+    define the numbers, so a rerun after running out of memory keeps what is finished.
+    """
+    records = load_records(config)
+    return {
+        "dataset": {"fingerprint": fingerprint_records(records), "num_records": len(records)},
+        "template": config.template,
+        "limits": {
+            "max_examples": config.max_examples,
+            "max_prompt_tokens": config.max_prompt_tokens,
+            "max_sequence_tokens": config.max_sequence_tokens,
+        },
+        "decoding": {"strategy": "greedy", "max_new_tokens": config.max_new_tokens},
+        "rouge": CONVENTION,
+        "calibration": {
+            "bins": config.ece_bins,
+            "floor_draws": FLOOR_DRAWS,
+            "floor_seed": FLOOR_SEED,
+        },
+        "dtype": config.dtype,
+    }
+
+
+def _evaluate(inputs: ModelInputs, config: EvaluateStudentConfig, output: Path) -> dict[str, Any]:
+    """Return the entry of one model, after storing its rows."""
+    start = time.monotonic()
+    dataset = inputs.dataset
+    model: Any = load_model(
+        inputs.checkpoint, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    ).to(pick_device())
+    predictions = generate_greedy(
+        model,
+        inputs.tokenizer,
+        [example.input_ids[: example.response_start].tolist() for example in dataset.examples],
+        stop_ids=inputs.stop_ids,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+        label=inputs.name,
+    )
+    tokens = score_gold_tokens(
+        model, dataset.examples, batch_size=config.batch_size, label=inputs.name
+    )
+    made_with = {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "batch_size": config.batch_size,
+        "versions": {**installed_versions(), "rouge-score": version("rouge-score")},
+    }
+    del model
+    _free_memory()
+    rows = [
+        score_document(*parts)
+        for parts in zip(dataset.examples, dataset.records, predictions, tokens, strict=True)
+    ]
+    write_rows(predictions_path(output, inputs.name), rows)
+    return {
+        "checkpoint": inputs.checkpoint.name,
+        **inputs.identity,
+        "documents_fingerprint": fingerprint_records(dataset.records),
+        "template_fingerprint": dataset.template_fingerprint,
+        "vocabulary_fingerprint": fingerprint_vocabulary(inputs.tokenizer),
+        "counts": dict(dataset.counts),
+        **aggregate(rows, config.ece_bins),
+        "seconds": round(time.monotonic() - start, 3),
+        "made_with": made_with,
+    }
+
+
+def _free_memory() -> None:
+    gc.collect()  # an adapter and its model refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _print_summary(scores: dict[str, Any], output: Path, skipped: list[str]) -> None:
+    models = scores["models"]
+    print(format_table(models))
+    share = max((entry["unscored_letter_share"] for entry in models.values()), default=0.0)
+    if share > UNSCORED_LETTERS_WARNING:
+        print(
+            f"warning: {share:.0%} of the references' letters are outside a-z and count nothing in "
+            "ROUGE-L"
+        )
+    if skipped:
+        print(f"already there, not evaluated again: {', '.join(skipped)}")
+    print(f"scores: {output}")

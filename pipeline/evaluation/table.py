@@ -1,0 +1,63 @@
+"""The scores as an aligned plain-text table: one model a line, each column's good direction."""
+
+from collections.abc import Mapping
+from typing import Any
+
+COLUMNS = (
+    "model",
+    "documents",
+    "R-L x100 ↑",
+    "NLL nats/token ↓",
+    "ECE (floor) ↓",
+    "gap → 0",
+    "empty ↓",
+    "at limit ↓",
+    "tokens written",
+)
+
+
+def format_table(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of {name: entry of scores.json}, with the notes its numbers need."""
+    lines = [COLUMNS, *(_row(name, entry) for name, entry in models.items())]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*text, *_notes(models)])
+
+
+def _row(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        name,
+        str(entry["num_documents"]),
+        f"{100 * entry['rougeL_f1']:.2f}",
+        f"{entry['response_nll_nats']:.4f}",
+        f"{entry['ece']:.4f} ({entry['ece_floor']:.4f})",
+        f"{entry['overconfidence_gap']:+.4f}",
+        str(entry["num_empty"]),
+        str(entry["num_hit_token_limit"]),
+        f"{entry['mean_prediction_tokens']:.1f}",
+    )
+
+
+def _notes(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    notes = [
+        "R-L: rougeL F1, no stemming, one line, best reference; gap: mean confidence - accuracy, "
+        "> 0 is over-confident; floor: the ECE a perfectly calibrated model shows on so few tokens"
+    ]
+    entries = list(models.values())
+    if len({entry["examples_fingerprint"] for entry in entries}) > 1:
+        notes.append(
+            "note: tokenizers differ, so NLL, ECE and gap of these models are per different tokens "
+            "and not comparable between them"
+        )
+    if len({entry["documents_fingerprint"] for entry in entries}) > 1:
+        notes.append(
+            "note: the length limits kept different documents under different tokenizers; compare "
+            "over the record_ids that the prediction files share"
+        )
+    return notes
