@@ -21,6 +21,7 @@ class Progress:
         self.description, self.total, self.unit = description, total, unit
         self.done = 0
         self._note = ""
+        self._printed = 0
         self._start = self._last_line = time.monotonic()
         self._bar: Any = None
         if sys.stderr.isatty():
@@ -44,7 +45,7 @@ class Progress:
             self._print_line()
 
     def _print_line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._printed = time.monotonic(), self.done
         elapsed = self._last_line - self._start
         rate = self.done / elapsed if elapsed > 0 else 0.0
         left = (
@@ -66,5 +67,5 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None:
+        elif kind is None and self._printed != self.done:
             self._print_line()

@@ -12,6 +12,9 @@ from storage_schema.errors import CacheDamagedError, CacheError
 from storage_schema.plan import Plan
 from storage_schema.response import Response
 
+# What pyarrow raises for damaged files; UnicodeError for a damaged column name in the footer.
+_UNREADABLE = (OSError, UnicodeError, pa.ArrowException)
+
 
 def shard_path(cache: Path, index: int) -> Path:
     """Return the path of shard `index`; never taken from a file, so it cannot leave the cache."""
@@ -42,7 +45,7 @@ def open_shard(cache: Path, plan: Plan, index: int) -> pq.ParquetFile:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise CacheDamagedError(f"{path} is missing") from error
-    except (OSError, pa.ArrowException) as error:
+    except _UNREADABLE as error:
         _raise_if_refused(error, path)
         raise CacheDamagedError(
             f"{path} cannot be opened ({error}); delete it and run precompute-logits again"
@@ -91,7 +94,7 @@ def read_row_group(file: pq.ParquetFile, group: int, where: Path) -> list[Respon
     """
     try:
         return decode(file.read_row_group(group, use_threads=False).replace_schema_metadata(None))
-    except (OSError, pa.ArrowException) as error:
+    except _UNREADABLE as error:
         _raise_if_refused(error, where)
         raise CacheDamagedError(f"{where}, row group {group} is damaged: {error}") from error
     except CacheDamagedError as error:
