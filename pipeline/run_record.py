@@ -31,13 +31,16 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def open_output(output: Path, command: str, identity: dict[str, Any]) -> State:
+def open_output(
+    output: Path, command: str, identity: dict[str, Any], inputs: dict[str, str] | None = None
+) -> State:
     """Claim `output` for a run and say whether it is new, half done or finished.
 
     Args:
         output: the directory the run writes to; created with a record when it is new.
         command: the command's name.
         identity: JSON-ready settings and input fingerprints that determine the result.
+        inputs: where the inputs lay; recorded for people, not compared.
 
     Raises:
         OutputExistsError: the directory holds another run, or files without a record.
@@ -62,7 +65,7 @@ def open_output(output: Path, command: str, identity: dict[str, Any]) -> State:
             "choose another --output"
         )
     output.mkdir(parents=True, exist_ok=True)
-    record = {"command": command, "finished": False, "identity": identity}
+    record = {"command": command, "finished": False, "identity": identity, "inputs": inputs or {}}
     write_json(path, {**record, "versions": installed_versions()})
     return "new"
 

@@ -18,7 +18,7 @@ from storage_schema.layout import ROW_GROUP_RESPONSES
 from storage_schema.manifest import Manifest, read_manifest
 from storage_schema.plan import Plan, read_plan
 from storage_schema.response import Int32Array, Response
-from storage_schema.shard import file_sha256, open_shard, read_row_group, shard_path
+from storage_schema.shard import REMEDY, file_sha256, open_shard, read_row_group, shard_path
 
 # Decoded row groups are kept up to this size, so that small caches are decoded once.
 KEEP_BYTES = 256 * 2**20
@@ -56,9 +56,9 @@ class LogitCache:
             size = file.stat().st_size if file.exists() else None
             if size != shard.num_bytes:
                 raise CacheDamagedError(
-                    f"{file} has {size} bytes, the manifest says {shard.num_bytes}"
+                    f"{file} has {size} bytes, the manifest says {shard.num_bytes}; {REMEDY}"
                     if size is not None
-                    else f"{file} is missing, the manifest lists it"
+                    else f"{file} is missing, the manifest lists it; {REMEDY}"
                 )
         self._sound: set[int] = set()  # shards whose SHA-256 was compared
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
@@ -117,7 +117,9 @@ class LogitCache:
         path, expected = shard_path(self.path, shard), self.manifest.shards[shard].sha256
         found = file_sha256(path)
         if found != expected:
-            raise CacheDamagedError(f"{path}: SHA-256 is {found}, the manifest says {expected}")
+            raise CacheDamagedError(
+                f"{path}: SHA-256 is {found}, the manifest says {expected}; {REMEDY}"
+            )
         self._sound.add(shard)
 
     def _file(self, shard: int) -> pq.ParquetFile:

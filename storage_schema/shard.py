@@ -12,6 +12,8 @@ from storage_schema.errors import CacheDamagedError, CacheError
 from storage_schema.plan import Plan
 from storage_schema.response import Response
 
+REMEDY = "copy it again, or delete it and run precompute-logits again"
+
 # What pyarrow raises for damaged files; UnicodeError for a damaged column name in the footer.
 _UNREADABLE = (OSError, UnicodeError, pa.ArrowException)
 
@@ -47,9 +49,7 @@ def open_shard(cache: Path, plan: Plan, index: int) -> pq.ParquetFile:
         raise CacheDamagedError(f"{path} is missing") from error
     except _UNREADABLE as error:
         _raise_if_refused(error, path)
-        raise CacheDamagedError(
-            f"{path} cannot be opened ({error}); delete it and run precompute-logits again"
-        ) from error
+        raise CacheDamagedError(f"{path} cannot be opened ({error}); {REMEDY}") from error
     stored = {
         key.decode(errors="replace"): value.decode(errors="replace")
         for key, value in (file.metadata.metadata or {}).items()
@@ -96,7 +96,9 @@ def read_row_group(file: pq.ParquetFile, group: int, where: Path) -> list[Respon
         return decode(file.read_row_group(group, use_threads=False).replace_schema_metadata(None))
     except _UNREADABLE as error:
         _raise_if_refused(error, where)
-        raise CacheDamagedError(f"{where}, row group {group} is damaged: {error}") from error
+        raise CacheDamagedError(
+            f"{where}, row group {group} is damaged ({error}); {REMEDY}"
+        ) from error
     except CacheDamagedError as error:
         raise CacheDamagedError(f"{where}, row group {group}: {error}") from error
 

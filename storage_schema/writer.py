@@ -27,6 +27,8 @@ from storage_schema.shard import file_sha256, open_shard, read_row_group, shard_
 def write_shard(cache: Path, plan: Plan, index: int, responses: Iterable[Response]) -> Path:
     """Publish shard `index` from exactly the responses the plan gives it, and return its path.
 
+    The cache is unfinished from then on, until `finish_cache`.
+
     Args:
         cache: a directory whose plan was claimed.
         plan: that plan.
@@ -39,6 +41,8 @@ def write_shard(cache: Path, plan: Plan, index: int, responses: Iterable[Respons
     """
     path = shard_path(cache, index)
     path.parent.mkdir(exist_ok=True)
+    # A manifest from before, when a damaged shard was deleted, holds the old checksum.
+    (cache / layout.MANIFEST_FILE).unlink(missing_ok=True)
     publish(path, lambda temporary: _write_file(temporary, plan, index, iter(responses)))
     return path
 

@@ -1,0 +1,1 @@
+"""The student stage: trains one student from a logit cache at one alpha."""

@@ -1,0 +1,48 @@
+"""The settings of train-student; standard library only, read by --help."""
+
+from dataclasses import dataclass
+
+from pipeline.errors import ConfigError
+from pipeline.settings import setting
+from pipeline.student.kl_settings import TAILS, KlSettings
+from pipeline.training.settings import TrainingSettings, check_training_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStudentConfig(TrainingSettings):
+    """One student from one cache at one alpha.
+
+    Raises:
+        ConfigError: a setting is out of range or contradicts another one.
+    """
+
+    student: str = setting("Model to train: a directory or a hub name (org/model).")
+    cache: str = setting("Logit cache written by precompute-logits; nothing else is read.")
+    output: str = setting("Directory for the trained adapter or model.")
+    alpha: float = setting("Weight of the KL term; 0 is plain supervised fine-tuning.")
+    # What the method's paper does; docs/losses.md says what it costs with a small support.
+    tail: str = setting(
+        "Teacher mass outside the support: scaled away, matched as one class, or given to the "
+        "label.",
+        "renormalize",
+        TAILS,
+    )
+    temperature: float = setting("Softens teacher and student in the KL term only.", 1.0)
+    top_k: int | None = setting("Use only the largest so many entries of each cached row.", None)
+    min_prob: float = setting("Leave out cached entries below this probability.", 0.0)
+
+    @property
+    def kl_settings(self) -> KlSettings:
+        """The settings of the KL term."""
+        return KlSettings(
+            tail=self.tail,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            min_prob=self.min_prob,
+        )
+
+    def __post_init__(self) -> None:
+        check_training_settings(self)
+        if not 0 <= self.alpha < float("inf"):
+            raise ConfigError(f"--alpha {self.alpha} must be 0 or more and finite")
+        _ = self.kl_settings  # checks itself

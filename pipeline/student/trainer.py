@@ -1,0 +1,119 @@
+"""The Trainer of a student: its loss is CE + alpha * KL from cached teacher rows.
+
+The loss is a token-weighted mean over the whole optimiser step, every micro-batch and every
+process together, so cutting a batch differently changes nothing. The forward pass goes through
+whatever wraps the model (peft, DDP), never around it.
+
+Shapes: B batch, T positions, N response tokens, V vocabulary.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from pipeline.student.kl_settings import KlSettings
+from pipeline.student.losses import LossSums, sum_losses
+from pipeline.student.support import TeacherRows
+from pipeline.training.collation import IGNORED_LABEL
+
+
+class StudentTrainer(Trainer):  # type: ignore[misc]
+    """Trains on the batches of pipeline.student.batches; alpha 0 is supervised fine-tuning."""
+
+    # compute_loss divides by the tokens of the whole step, so nothing else may be divided.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, alpha: float, kl_settings: KlSettings, **trainer_options: Any) -> None:
+        super().__init__(**trainer_options)
+        self.model_accepts_loss_kwargs = True  # makes the Trainer count num_items_in_batch
+        self.alpha = alpha
+        self.kl_settings = kl_settings
+        forward = self.accelerator.unwrap_model(self.model).forward
+        if hasattr(self.model, "get_base_model"):
+            forward = self.model.get_base_model().forward
+        self._keeps_logits = "logits_to_keep" in inspect.signature(forward).parameters
+        # Sums since the last log, while training (True) and evaluating (False).
+        self._sums: dict[bool, Tensor | None] = {True: None, False: None}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the batch's share of the step's loss, in nats per response token.
+
+        Args:
+            model: the wrapped model.
+            inputs: a batch of collate_teacher_rows, or of collate_labels when alpha is 0.
+            return_outputs: also return the model's outputs, for evaluation.
+            num_items_in_batch: response tokens of the whole step on all processes; None counts
+                this batch alone.
+        """
+        options = {"logits_to_keep": inputs["logits_to_keep"]} if self._keeps_logits else {}
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            use_cache=False,
+            **options,
+        )
+        logits_NV, labels_N = select_response_rows(outputs.logits, inputs["labels"])
+        teacher = None
+        if self.alpha > 0:
+            teacher = TeacherRows(*(inputs[name] for name in TeacherRows._fields))
+        sums = sum_losses(logits_NV, labels_N, teacher, self.alpha, self.kl_settings)
+        self._add_sums(sums, len(labels_N), model.training)
+        num_items = len(labels_N) if num_items_in_batch is None else num_items_in_batch
+        loss = sums.total(self.alpha) / max(num_items, 1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # num_items counts all processes, and DDP averages the gradients over them.
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _add_sums(self, sums: LossSums, num_rows: int, training: bool) -> None:
+        values = [torch.tensor(num_rows, device=sums.ce.device)]
+        values += [value.detach() for value in sums if value is not None]
+        total = torch.stack([value.double() for value in values])
+        previous = self._sums[training]
+        self._sums[training] = total if previous is None else previous + total
+
+    def _take_means(self, training: bool) -> dict[str, float]:
+        """Return the means per response token since the last call, over all processes."""
+        sums = self._sums[training]
+        self._sums[training] = None
+        if sums is None:
+            return {}
+        num_rows, *values = self.accelerator.reduce(sums, reduction="sum").tolist()
+        names = LossSums._fields[: len(values)]
+        means = {name: value / max(num_rows, 1) for name, value in zip(names, values, strict=True)}
+        return {"response_tokens": int(num_rows), **means}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means of LossSums since the last log to what the Trainer logs.
+
+        The Trainer averages an evaluation over examples; its loss is replaced by the mean over
+        response tokens, the scale of training.
+        """
+        if "loss" in logs:
+            logs.update(self._take_means(training=True))
+        elif "eval_loss" in logs:
+            means = self._take_means(training=False)
+            logs["eval_loss"] = means["ce"] + self.alpha * means.get("kl", 0.0)
+            logs.update({f"eval_{name}": value for name, value in means.items()})
+        super().log(logs, start_time)
+
+
+def select_response_rows(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits [N, V] that predict response tokens, and those tokens [N].
+
+    Position t predicts the label at t + 1. The logits may lack leading positions, when the
+    model was told to keep only the last ones; rows come in the order of the flattened labels.
+    """
+    num_kept = logits_BTV.shape[1]
+    labels_BT = labels_BT[:, 1:][:, -(num_kept - 1) :]
+    is_response_BT = labels_BT != IGNORED_LABEL
+    return logits_BTV[:, :-1][is_response_BT], labels_BT[is_response_BT]

@@ -1,0 +1,29 @@
+"""The settings of finetune-teacher; standard library only, read by --help."""
+
+from dataclasses import dataclass
+
+from pipeline.data.config import DataSettings
+from pipeline.errors import ConfigError
+from pipeline.settings import setting
+from pipeline.training.settings import TrainingSettings, check_training_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneTeacherConfig(DataSettings, TrainingSettings):
+    """Supervised fine-tuning of one model on one dataset.
+
+    Raises:
+        ConfigError: a setting is out of range or contradicts another one.
+    """
+
+    model: str = setting("Model to fine-tune: a directory or a hub name (org/model).")
+    output: str = setting("Directory for the adapter or model.")
+    merge: bool = setting(
+        "Write a full model with the adapter merged in, instead of the adapter.", False
+    )
+
+    def __post_init__(self) -> None:
+        DataSettings.__post_init__(self)
+        check_training_settings(self)
+        if self.merge and self.tuning == "full":
+            raise ConfigError("--merge with --tuning full: there is no adapter to merge; drop one")

@@ -1,0 +1,1 @@
+"""What fine-tuning a teacher and training a student have in common."""

@@ -1,0 +1,56 @@
+"""Build the transformers TrainingArguments of a run from its settings."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from pipeline.models.loading import pick_device
+from pipeline.training.precision import Precision
+from pipeline.training.settings import TrainingSettings
+
+# Fifty points draw a curve; a short run logs every step.
+LOGGING_SHARE = 0.02
+
+
+def build_arguments(
+    settings: TrainingSettings, output: Path, precision: Precision
+) -> TrainingArguments:
+    """Return the arguments that make the Trainer do what the settings say, and nothing more.
+
+    One process uses one device: several GPUs are used by launching several processes.
+    """
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.peak_learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        warmup_steps=settings.warmup_ratio,  # below 1 it is a share of all steps
+        lr_scheduler_type=settings.lr_schedule,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        use_cpu=pick_device() == "cpu",
+        bf16=precision.autocast,
+        save_strategy="steps" if settings.save_every_steps else "no",
+        save_steps=settings.save_every_steps or 1,
+        save_total_limit=1,
+        logging_steps=LOGGING_SHARE,
+        logging_nan_inf_filter=False,  # a loss that is no number stops the run, see callbacks
+        log_level="error",
+        disable_tqdm=True,
+        report_to="tensorboard" if importlib.util.find_spec("tensorboard") else "none",
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,  # or the teacher's columns vanish without a word
+        dataloader_pin_memory=torch.cuda.is_available(),
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,  # every trained weight has a gradient in every step
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # never torch.nn.DataParallel
+    return arguments

@@ -1,0 +1,66 @@
+"""What a run shows and checks while it trains."""
+
+import math
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pipeline.errors import ModelError
+from pipeline.progress import Progress
+
+
+class RunCallback(TrainerCallback):  # type: ignore[misc]
+    """Shows progress, logs the last step, and stops at a loss that is no number."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self._progress: Progress | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Start the display with the steps that are left."""
+        if state.is_local_process_zero:
+            left = state.max_steps - state.global_step
+            self._progress = Progress(self.description, left, "steps").__enter__()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Count the step; the last one is logged even when it ends no logging interval."""
+        if self._progress is not None:
+            self._progress.advance()
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any],
+        **_: Any,
+    ) -> None:
+        """Show the loss of the last interval.
+
+        Raises:
+            ModelError: the loss is infinite or not a number.
+        """
+        loss = logs.get("loss")
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise ModelError(
+                f"the training loss is {loss} at step {state.global_step}: the run has diverged; "
+                "use a lower --learning-rate, or --dtype float32, with another --output"
+            )
+        if self._progress is not None:
+            self._progress.advance(0, note=f"loss {loss:.4g}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Close the display."""
+        if self._progress is not None:
+            self._progress.__exit__(None, None, None)

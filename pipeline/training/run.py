@@ -1,0 +1,103 @@
+"""Claim an output, train with a prepared Trainer from where a killed run stopped, save."""
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import PrinterCallback, Trainer
+
+from pipeline.models.loading import pick_device
+from pipeline.run_record import State, open_output
+from pipeline.training.checkpoints import find_last_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# The Trainer's own clock entries, which say nothing about a single interval.
+UNRECORDED_KEYS = ("train_runtime", "train_tokens_per_second", "train_steps_per_second")
+COMPARED_SHARE = 0.1
+
+
+def claim_output(
+    output: Path, command: str, identity: dict[str, Any], inputs: dict[str, str]
+) -> State:
+    """Return open_output's answer, the main process first, so that all get the same.
+
+    Raises:
+        OutputExistsError: the directory holds another run, or files without a record.
+    """
+    with PartialState(cpu=pick_device() == "cpu").main_process_first():
+        return open_output(output, command, identity, inputs)
+
+
+def train(trainer: Trainer, output: Path) -> dict[str, Any]:
+    """Train to the end, from the last checkpoint under `output` if there is one.
+
+    Returns:
+        JSON-ready summary: steps and tokens (prompt and response, padding not counted) of the
+        whole run; resumed_from_step, seconds and tokens_per_second of this process; history,
+        one entry per logged interval; first and last, the means of its first and last tenth.
+    """
+    checkpoint = find_last_checkpoint(output)
+    resumed_from_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    start = time.monotonic()
+    trainer.remove_callback(PrinterCallback)  # prints raw dictionaries
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.monotonic() - start
+    tokens = int(trainer.state.num_input_tokens_seen)
+    tokens_here = tokens - int(trainer._initial_num_input_tokens_seen)
+    history = [_finite(entry) for entry in trainer.state.log_history if "loss" in entry]
+    window = max(1, round(len(history) * COMPARED_SHARE))
+    return {
+        "steps": trainer.state.global_step,
+        "tokens": tokens,
+        "resumed_from_step": resumed_from_step,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(tokens_here / seconds, 1),
+        "first": _mean(history[:window]),
+        "last": _mean(history[-window:]),
+        "history": history,
+    }
+
+
+def save_model(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", output: Path, dtype: str
+) -> None:
+    """Write a full model, cast to `dtype` in place, or an adapter as it is, and the tokenizer.
+
+    Only safetensors and JSON are written. `dtype` is the type the original checkpoint is stored
+    in, so that training in float32 does not double the size of what is served.
+    """
+    model.config.use_cache = True  # the Trainer turned it off; generation needs it
+    if not isinstance(model, PeftModel):
+        model = model.to(getattr(torch, dtype))
+    model.save_pretrained(str(output))
+    (output / "README.md").unlink(missing_ok=True)  # an unfilled form, written by peft
+    tokenizer.save_pretrained(str(output))
+
+
+def _finite(entry: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in entry.items()
+        if key not in UNRECORDED_KEYS
+    }
+
+
+def _mean(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean of the losses and shares over intervals, weighted by their response tokens if known."""
+    weights = [entry.get("response_tokens", 1) for entry in entries]
+    skipped = ("step", "epoch", "learning_rate", "num_input_tokens_seen", "response_tokens")
+    names = [
+        name
+        for name in entries[-1]
+        if name not in skipped and all(entry.get(name) is not None for entry in entries)
+    ]
+    return {
+        name: sum(w * entry[name] for w, entry in zip(weights, entries, strict=True)) / sum(weights)
+        for name in names
+    }

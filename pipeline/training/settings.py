@@ -1,0 +1,96 @@
+"""The settings of a training run, shared by finetune-teacher and train-student.
+
+Standard library only: it is read by --help.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.errors import ConfigError
+from pipeline.settings import setting
+
+TUNINGS = ("lora", "full")
+# No float16: it needs loss scaling, and every GPU that is worth training on has bfloat16.
+TRAINING_DTYPES = ("auto", "float32", "bfloat16")
+LR_SCHEDULES = ("cosine", "linear", "constant_with_warmup")
+# Adapters start at zero and need larger steps than weights that are already good.
+DEFAULT_LEARNING_RATES = {"lora": 2e-4, "full": 1e-5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """Optimisation settings; the defaults suit a few epochs of instruction tuning."""
+
+    tuning: str = setting("Train a LoRA adapter or all weights.", "lora", TUNINGS)
+    # 16 is the largest rank that inference engines serve without further settings.
+    lora_rank: int = setting("Rank of the LoRA matrices.", 16)
+    lora_alpha: int = setting("LoRA scaling: the update is multiplied by this over the rank.", 32)
+    # 0, so that the loss depends on nothing but weights and data, however batches are cut.
+    lora_dropout: float = setting("Dropout before the LoRA matrices.", 0.0)
+    epochs: float = setting("Passes over the data; --max-steps overrides it.", 3.0)
+    max_steps: int | None = setting("Stop after this many optimiser steps.", None)
+    learning_rate: float | None = setting(
+        "Highest learning rate; default 2e-4 for lora, 1e-5 for full.", None
+    )
+    batch_size: int = setting("Responses per device and forward pass.", 8)
+    gradient_accumulation_steps: int = setting("Forward passes per optimiser step.", 1)
+    warmup_ratio: float = setting("Share of the steps over which the learning rate rises.", 0.03)
+    lr_schedule: str = setting("How the learning rate falls after that.", "cosine", LR_SCHEDULES)
+    # An adapter is small and starts at zero: decay towards zero is decay towards the base model.
+    weight_decay: float = setting("AdamW weight decay.", 0.0)
+    max_grad_norm: float = setting("Clip gradients to this norm.", 1.0)
+    seed: int = setting("Seed of the adapter's initial weights and of the data order.", 0)
+    save_every_steps: int | None = setting(
+        "Write a checkpoint to resume from every so many steps; none writes no checkpoint.", 200
+    )
+    gradient_checkpointing: bool = setting(
+        "Recompute activations in the backward pass: less memory, about a third slower.", False
+    )
+    dtype: str = setting(
+        "Number format of training; auto takes float32 on a CPU and bfloat16 on a GPU.",
+        "auto",
+        TRAINING_DTYPES,
+    )
+    trust_remote_code: bool = setting("Run model code that comes with the checkpoint.", False)
+    revision: str | None = setting("Branch, tag or commit of a model from the hub.", None)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate asked for, or the default of the tuning."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return DEFAULT_LEARNING_RATES[self.tuning]
+
+
+def check_training_settings(settings: TrainingSettings) -> None:
+    """Check every training setting on its own.
+
+    Raises:
+        ConfigError: one is out of range; the message names its flag and value.
+    """
+    for name, choices in (
+        ("tuning", TUNINGS),
+        ("dtype", TRAINING_DTYPES),
+        ("lr_schedule", LR_SCHEDULES),
+    ):
+        value = getattr(settings, name)
+        if value not in choices:
+            raise ConfigError(f"{_flag(name)} {value!r} is unknown: one of {', '.join(choices)}")
+    at_least_one = ("lora_rank", "lora_alpha", "max_steps", "batch_size", "save_every_steps")
+    for name in (*at_least_one, "gradient_accumulation_steps"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{_flag(name)} {value} must be at least 1")
+    for name in ("epochs", "learning_rate", "max_grad_norm"):
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"{_flag(name)} {value} must be above 0 and finite")
+    for name in ("lora_dropout", "warmup_ratio", "weight_decay"):
+        value = getattr(settings, name)
+        if not 0 <= value < 1:
+            raise ConfigError(f"{_flag(name)} {value} must be in [0, 1)")
+    if not 0 <= settings.seed < 2**32:
+        raise ConfigError(f"--seed {settings.seed} must be in [0, 2^32)")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,238 @@
+"""train-student from a cache on disk to an adapter: saved, recorded, resumable, refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cache_factory import make_cache, random_responses
+from safetensors.torch import load_file
+
+from pipeline.errors import ConfigError, ModelError, OutputExistsError
+from pipeline.models.checkpoint import find_checkpoint
+from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.vocabulary import fingerprint_vocabulary, vocabulary_size
+from pipeline.student.config import TrainStudentConfig
+from pipeline.student.train import run
+from pipeline.student.trainer import StudentTrainer
+from pipeline.training.lora import load_trainable
+from storage_schema.errors import CacheNotFoundError
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_model, tmp_path_factory) -> Path:
+    tokenizer = load_tokenizer(find_checkpoint(str(tiny_model)))
+    size = vocabulary_size(tokenizer)
+    return make_cache(
+        tmp_path_factory.mktemp("cache") / "cache",
+        random_responses(16, vocabulary_size=size, k=6),
+        vocabulary_size=size,
+        vocabulary_fingerprint=fingerprint_vocabulary(tokenizer),
+        k=6,
+    )
+
+
+def make_config(tiny_model, cache, output, **changes) -> TrainStudentConfig:
+    options = {"alpha": 1.0, "max_steps": 6, "batch_size": 4, "save_every_steps": None, **changes}
+    return TrainStudentConfig(
+        student=str(tiny_model), cache=str(cache), output=str(output), **options
+    )
+
+
+def test_adapter_is_saved_recorded_and_loads(tiny_model, cache, tmp_path, capsys):
+    output = tmp_path / "student"
+    result = run(make_config(tiny_model, cache, output))
+    assert result["output"] == str(output)
+    assert result["finished"]
+    assert result["steps"] == 6 == len(result["history"])
+    assert json.loads((output / "run.json").read_text())["last"] == result["last"]
+    assert {"ce", "kl", "teacher_mass", "student_mass", "agreement"} <= set(result["last"])
+    printed = capsys.readouterr().out
+    assert f"written to {output}" in printed
+    assert f"KL {result['first']['kl']:.4f} -> {result['last']['kl']:.4f}" in printed
+
+    files = {path.name for path in output.iterdir() if path.is_file()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= files
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".md"))]
+    base = json.loads((output / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(tiny_model.resolve())
+
+    found = find_checkpoint(str(output))
+    assert found.model_path == tiny_model.resolve()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    adapted = load_model(found, dtype="float32")(ids).logits
+    untouched = load_model(find_checkpoint(str(tiny_model)), dtype="float32")(ids).logits
+    assert not torch.allclose(adapted, untouched, atol=1e-4)
+
+
+def test_second_run_is_done_at_once(tiny_model, cache, tmp_path, capsys, monkeypatch):
+    config = make_config(tiny_model, cache, tmp_path / "student", max_steps=1)
+    first = run(config)
+    monkeypatch.setattr("pipeline.student.train.load_trainable", None)  # must not be needed
+    assert run(config) == first
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_other_settings_over_an_output_are_refused(tiny_model, cache, tmp_path):
+    run(make_config(tiny_model, cache, tmp_path / "student", max_steps=1))
+    with pytest.raises(OutputExistsError, match="alpha: there 1.0, asked 2.0"):
+        run(make_config(tiny_model, cache, tmp_path / "student", max_steps=1, alpha=2.0))
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_in_step(monkeypatch, step):
+    original = StudentTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(StudentTrainer, "training_step", training_step)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_killed_run_resumes_to_the_same_weights(tiny_model, cache, tmp_path, monkeypatch, tuning):
+    """Bit for bit, across an epoch's end, with dropout's random state restored."""
+    options = {"max_steps": 8, "save_every_steps": 3, "tuning": tuning, "learning_rate": 1e-2}
+    options["lora_dropout"] = 0.1
+    whole = run(make_config(tiny_model, cache, tmp_path / "whole", **options))
+    config = make_config(tiny_model, cache, tmp_path / "killed", **options)
+    with monkeypatch.context() as patch:
+        kill_in_step(patch, 5)
+        with pytest.raises(Killed):
+            run(config)
+    assert (tmp_path / "killed" / "checkpoint-3").is_dir()
+    # A checkpoint that the kill left half-written is newer, and must be passed over.
+    torn = tmp_path / "killed" / "checkpoint-5"
+    torn.mkdir()
+    (torn / "adapter_model.safetensors").write_bytes(b"half")
+    resumed = run(config)
+
+    assert resumed["resumed_from_step"] == 3
+    assert whole["resumed_from_step"] == 0
+    assert resumed["history"] == whole["history"]
+    assert resumed["tokens"] == whole["tokens"]
+    name = "adapter_model.safetensors" if tuning == "lora" else "model.safetensors"
+    expected = load_file(tmp_path / "whole" / name)
+    for key, value in load_file(tmp_path / "killed" / name).items():
+        assert torch.equal(value, expected[key]), key
+    assert not list((tmp_path / "killed").glob("checkpoint-*"))
+
+
+def test_full_tuning_writes_a_model_in_the_stored_type(tiny_model, cache, tmp_path):
+    output = tmp_path / "student"
+    run(make_config(tiny_model, cache, output, tuning="full", max_steps=2))
+    assert not (output / "adapter_config.json").exists()
+    stored = load_file(tiny_model / "model.safetensors")
+    trained = load_file(output / "model.safetensors")
+    assert {k: v.dtype for k, v in trained.items()} == {k: v.dtype for k, v in stored.items()}
+    assert any(not torch.equal(stored[key], trained[key]) for key in stored)
+    assert json.loads((output / "config.json").read_text())["use_cache"]
+    assert not find_checkpoint(str(output)).adapter_path
+
+
+def test_missing_cache_is_refused_before_anything_is_written(tiny_model, tmp_path):
+    with pytest.raises(CacheNotFoundError, match="nothing-here"):
+        run(make_config(tiny_model, tmp_path / "nothing-here", tmp_path / "student"))
+    assert not (tmp_path / "student").exists()
+
+
+def test_student_that_does_not_fit_is_refused(tiny_model, tmp_path):
+    other = make_cache(
+        tmp_path / "cache",
+        random_responses(4, vocabulary_size=5000, k=4),
+        vocabulary_size=5000,
+        vocabulary_fingerprint="another",
+        k=4,
+    )
+    with pytest.raises(ModelError, match="--top-k asks for 5, the cache stores 4") as caught:
+        run(make_config(tiny_model, other, tmp_path / "student", top_k=5))
+    assert "another" in str(caught.value)
+    assert not (tmp_path / "student").exists()
+
+
+def test_training_from_an_adapter_is_refused(tiny_model, cache, tmp_path):
+    config = make_config(tiny_model, cache, tmp_path / "student", max_steps=1)
+    run(config)
+    with pytest.raises(ModelError, match=f"{tmp_path / 'student'} is an adapter on"):
+        load_trainable(find_checkpoint(str(tmp_path / "student")), config, None)
+
+
+def test_diverged_run_is_stopped_and_named(tiny_model, cache, tmp_path):
+    config = make_config(
+        tiny_model, cache, tmp_path / "s", tuning="full", learning_rate=1e30, max_steps=20
+    )
+    with pytest.raises(ModelError, match="training loss is (nan|inf) at step"):
+        run(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": -1.0}, "--alpha -1.0 must be 0 or more"),
+        ({"tail": "ghost", "temperature": 2.0}, "--tail ghost with --temperature 2.0"),
+        ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
+    ],
+)
+def test_bad_settings_are_refused(tiny_model, cache, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(tiny_model, cache, tmp_path, **changes)
+
+
+TWO_PROCESSES = """
+import sys
+from pipeline.student.config import TrainStudentConfig
+from pipeline.student.train import run
+student, cache, output = sys.argv[1:]
+run(TrainStudentConfig(student=student, cache=cache, output=output, alpha=1.0, max_steps=4,
+                       batch_size=4, learning_rate=1e-2, save_every_steps=2))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_of_four_equal_one_of_eight(tiny_model, cache, tmp_path):
+    """The same steps up to rounding: losses, logged means and final weights."""
+    (tmp_path / "train.py").write_text(TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += [tmp_path / "train.py", tiny_model, cache, tmp_path / "two"]
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    config = make_config(
+        tiny_model, cache, tmp_path / "one", max_steps=4, batch_size=8, learning_rate=1e-2
+    )
+    one, two = run(config), json.loads((tmp_path / "two" / "run.json").read_text())
+    for first, second in zip(one["history"], two["history"], strict=True):
+        assert second == pytest.approx(first, rel=1e-5)
+    expected = load_file(tmp_path / "one" / "adapter_model.safetensors")
+    for key, value in load_file(tmp_path / "two" / "adapter_model.safetensors").items():
+        # AdamW divides by the gradient's size, so a rounding error of a tiny gradient grows.
+        torch.testing.assert_close(value, expected[key], atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_real_student_learns_its_teacher(demo_model, tmp_path):
+    """A few steps on the real model: the KL to a random teacher falls, and only by training."""
+    tokenizer = load_tokenizer(find_checkpoint(str(demo_model)))
+    size = vocabulary_size(tokenizer)
+    cache = make_cache(
+        tmp_path / "cache",
+        random_responses(4, vocabulary_size=size, k=16, rows=8),
+        vocabulary_size=size,
+        vocabulary_fingerprint=fingerprint_vocabulary(tokenizer),
+        k=16,
+    )
+    result = run(
+        make_config(
+            demo_model, cache, tmp_path / "student", alpha=10.0, max_steps=8, learning_rate=2e-3
+        )
+    )
+    assert result["last"]["kl"] < 0.95 * result["first"]["kl"]

@@ -1,0 +1,211 @@
+"""The student's Trainer: equal to plain fine-tuning at alpha 0, and token-weighted however cut."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cache_factory import random_response
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+
+from pipeline.models.checkpoint import find_checkpoint
+from pipeline.student.batches import collate_labels, collate_teacher_rows
+from pipeline.student.config import TrainStudentConfig
+from pipeline.student.kl_settings import KlSettings
+from pipeline.student.trainer import StudentTrainer
+from pipeline.training.arguments import build_arguments
+from pipeline.training.collation import collate_sequences
+from pipeline.training.lora import load_trainable
+from pipeline.training.precision import Precision
+from storage_schema.response import Response
+
+VOCABULARY = 300
+
+
+@pytest.fixture(scope="module")
+def responses() -> list[Response]:
+    rng = np.random.default_rng(1)
+    return [random_response(rng, vocabulary_size=VOCABULARY, k=8) for _ in range(24)]
+
+
+def settings(path: Path, alpha: float, **changes: object) -> TrainStudentConfig:
+    options = {"max_steps": 6, "learning_rate": 1e-2, "save_every_steps": None, **changes}
+    return TrainStudentConfig(
+        student=str(path), cache="unused", output="unused", alpha=alpha, **options
+    )
+
+
+def make_trainer(tiny_model, output, data, alpha, kl=None, **changes) -> StudentTrainer:
+    config = settings(tiny_model, alpha, **changes)
+    return StudentTrainer(
+        alpha=alpha,
+        kl_settings=kl or KlSettings(),
+        model=load_trainable(find_checkpoint(str(tiny_model)), config, Precision("float32", False)),
+        args=build_arguments(config, output, Precision("float32", False)),
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=collate_teacher_rows if alpha > 0 else collate_labels,
+    )
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def worst_difference(first: Trainer, second: Trainer) -> float:
+    pairs = zip(weights(first).values(), weights(second).values(), strict=True)
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+def losses(trainer: Trainer, key: str = "loss") -> list[float]:
+    return [entry[key] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_alpha_zero_equals_plain_trainer(tiny_model, tmp_path, responses):
+    """Same data order and seed. The stock loss sums in another shape, so 1e-6 and not 0."""
+    ours = make_trainer(tiny_model, tmp_path / "a", responses, 0.0)
+    ours.train()
+    config = settings(tiny_model, 0.0)
+    plain = Trainer(
+        model=load_trainable(find_checkpoint(str(tiny_model)), config, Precision("float32", False)),
+        args=build_arguments(config, tmp_path / "b", Precision("float32", False)),
+        train_dataset=responses,
+        data_collator=collate_sequences,
+    )
+    plain.train()
+    assert worst_difference(ours, plain) < 1e-6
+    assert losses(ours) == pytest.approx(losses(plain), rel=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_accumulation_weighs_tokens_not_batches(tiny_model, tmp_path, responses, alpha):
+    whole = make_trainer(tiny_model, tmp_path / "a", responses, alpha)
+    whole.train()
+    parts = make_trainer(
+        tiny_model,
+        tmp_path / "b",
+        responses,
+        alpha,
+        batch_size=1,
+        gradient_accumulation_steps=8,
+    )
+    parts.train()
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
+    assert losses(parts, "ce") == pytest.approx(losses(whole, "ce"), rel=1e-5)
+    assert worst_difference(whole, parts) < 1e-4
+
+
+def test_kl_falls_and_only_the_adapter_moves(tiny_model, tmp_path, responses):
+    trainer = make_trainer(tiny_model, tmp_path, responses, 10.0, max_steps=30)
+    before = weights(trainer)
+    trainer.train()
+    kl = losses(trainer, "kl")
+    assert np.mean(kl[-3:]) < 0.9 * np.mean(kl[:3])
+    for name, value in weights(trainer).items():
+        assert torch.equal(before[name], value) == ("lora_" not in name), name
+
+
+def test_logged_loss_is_made_of_its_logged_parts(tiny_model, tmp_path, responses):
+    trainer = make_trainer(tiny_model, tmp_path, responses, 2.5)
+    trainer.train()
+    for entry in trainer.state.log_history[:-1]:
+        assert entry["loss"] == pytest.approx(entry["ce"] + 2.5 * entry["kl"], rel=1e-5)
+        assert 0 < entry["teacher_mass"] <= 1
+        assert 0 <= entry["student_mass"] <= 1
+        assert entry["response_tokens"] > 0
+    first_epoch = trainer.state.log_history[:3]
+    assert sum(e["response_tokens"] for e in first_epoch) == sum(
+        response.num_response_tokens for response in responses
+    )
+
+
+def test_evaluation_is_on_the_scale_of_training(tiny_model, tmp_path, responses):
+    """Three batches with unequal token counts give the mean over tokens, as one batch would."""
+    three = make_trainer(tiny_model, tmp_path / "a", responses, 1.0)
+    one = make_trainer(tiny_model, tmp_path / "b", responses, 1.0, batch_size=24, max_steps=1)
+    metrics = three.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(one.evaluate()["eval_loss"], rel=1e-6)
+    one.train()  # the first step's loss is that of the untouched weights, over all responses
+    assert metrics["eval_loss"] == pytest.approx(losses(one)[0], rel=1e-5)
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_ce"] + metrics["eval_kl"])
+
+
+def test_evaluation_leaves_the_training_means_alone(tiny_model, tmp_path, responses):
+    class EvaluateEachStep(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_evaluate = True
+            return control
+
+    plain = make_trainer(tiny_model, tmp_path / "a", responses, 1.0)
+    plain.train()
+    watched = make_trainer(tiny_model, tmp_path / "b", responses, 1.0)
+    watched.add_callback(EvaluateEachStep())
+    watched.train()
+    assert losses(watched, "kl") == losses(plain, "kl")
+
+
+def test_outputs_are_returned_when_asked_for(tiny_model, tmp_path, responses):
+    trainer = make_trainer(tiny_model, tmp_path, responses, 1.0)
+    batch = trainer._prepare_inputs(collate_teacher_rows(responses[:4]))
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    assert loss.item() == trainer.compute_loss(trainer.model, batch).item()
+    assert outputs.logits.shape[:2] == (4, batch["logits_to_keep"])
+
+
+def test_several_processes_scale_the_loss_as_the_stock_trainer_does(
+    tiny_model, tmp_path, responses, monkeypatch
+):
+    """DDP averages gradients over processes, while num_items counts all of them."""
+    trainer = make_trainer(tiny_model, tmp_path, responses, 1.0)
+    batch = collate_teacher_rows(responses[:4])
+    num_items = torch.tensor(len(batch["log_tail_mass_N"]) * 2)
+    alone = trainer.compute_loss(trainer.model, batch, num_items_in_batch=num_items)
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", property(lambda _: 2))
+    both = trainer.compute_loss(trainer.model, batch, num_items_in_batch=num_items)
+    assert both.item() == pytest.approx(2 * alone.item())
+
+
+def test_model_without_logits_to_keep_gives_the_same_loss(tiny_model, tmp_path, responses):
+    trainer = make_trainer(tiny_model, tmp_path, responses, 1.0)
+    batch = collate_teacher_rows(responses[:5])
+    kept = trainer.compute_loss(trainer.model, batch)
+    assert trainer._keeps_logits
+    trainer._keeps_logits = False
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(kept.item(), rel=1e-6)
+
+
+def test_shifted_teacher_rows_change_the_loss(tiny_model, tmp_path, responses):
+    trainer = make_trainer(tiny_model, tmp_path, responses, 1.0)
+    batch = collate_teacher_rows(responses[:8])
+    right = trainer.compute_loss(trainer.model, batch).item()
+    for name in ("entry_token_ids_NK", "entry_logprobs_NK", "log_tail_mass_N"):
+        batch[name] = batch[name].roll(1, 0)
+    assert abs(trainer.compute_loss(trainer.model, batch).item() - right) > 1e-3 * right
+
+
+def test_prompt_and_padding_get_no_gradient(tiny_model, responses):
+    from pipeline.student.losses import sum_losses
+    from pipeline.student.support import TeacherRows
+    from pipeline.student.trainer import select_response_rows
+
+    batch = collate_teacher_rows(responses[:6])
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits = logits.detach().requires_grad_(True)
+    rows, labels = select_response_rows(logits, batch["labels"])
+    teacher = TeacherRows(*(batch[name] for name in TeacherRows._fields))
+    sum_losses(rows, labels, teacher, 1.0, KlSettings()).total(1.0).backward()
+    predicts = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    predicts[:, :-1] = batch["labels"][:, 1:] != -100
+    assert (logits.grad[~predicts] == 0).all()
+    assert (logits.grad[predicts] != 0).any(dim=1).all()
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_model, tmp_path, responses):
+    plain = make_trainer(tiny_model, tmp_path / "a", responses, 1.0, max_steps=3)
+    plain.train()
+    checked = make_trainer(
+        tiny_model, tmp_path / "b", responses, 1.0, max_steps=3, gradient_checkpointing=True
+    )
+    checked.train()
+    assert worst_difference(plain, checked) < 1e-6
