@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.student.support import TeacherRows
-from pipeline.training.collation import collate_sequences
+from pipeline.training.collation import collate_sequences, count_needed_logits
 from storage_schema.response import Response
 
 
@@ -24,9 +24,7 @@ def collate_labels(responses: Sequence[Response]) -> dict[str, Any]:
     last positions there are from the first one on that predicts a response token. No earlier
     logits are needed.
     """
-    batch = collate_sequences(responses)
-    first = min(response.response_start for response in responses) - 1
-    return {**batch, "logits_to_keep": batch["labels"].shape[1] - first}
+    return {**collate_sequences(responses), "logits_to_keep": count_needed_logits(responses)}
 
 
 def collate_teacher_rows(responses: Sequence[Response]) -> dict[str, Any]:

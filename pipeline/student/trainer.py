@@ -7,7 +7,6 @@ whatever wraps the model (peft, DDP), never around it.
 Shapes: B batch, T positions, N response tokens, V vocabulary.
 """
 
-import inspect
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from transformers import Trainer
 from pipeline.student.kl_settings import KlSettings
 from pipeline.student.losses import LossSums, sum_losses
 from pipeline.student.support import TeacherRows
-from pipeline.training.collation import IGNORED_LABEL
+from pipeline.training.collation import IGNORED_LABEL, can_keep_logits
 
 
 class StudentTrainer(Trainer):  # type: ignore[misc]
@@ -31,10 +30,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True  # makes the Trainer count num_items_in_batch
         self.alpha = alpha
         self.kl_settings = kl_settings
-        forward = self.accelerator.unwrap_model(self.model).forward
-        if hasattr(self.model, "get_base_model"):
-            forward = self.model.get_base_model().forward
-        self._keeps_logits = "logits_to_keep" in inspect.signature(forward).parameters
+        self._keeps_logits = can_keep_logits(self.model)
         # Sums since the last log, while training (True) and evaluating (False).
         self._sums: dict[bool, Tensor | None] = {True: None, False: None}
 

@@ -17,7 +17,11 @@ from pipeline.teacher.finetune_config import FinetuneTeacherConfig
 from pipeline.training.arguments import build_arguments
 from pipeline.training.callbacks import RunCallback
 from pipeline.training.checkpoints import remove_checkpoints
-from pipeline.training.collation import collate_sequences
+from pipeline.training.collation import (
+    can_keep_logits,
+    collate_for_model_loss,
+    collate_sequences,
+)
 from pipeline.training.lora import load_trainable
 from pipeline.training.model_config import check_length, load_model_config, stored_dtype
 from pipeline.training.precision import pick_precision
@@ -68,11 +72,12 @@ def _prepare(
     config: FinetuneTeacherConfig, dataset: TokenizedDataset, checkpoint: Checkpoint
 ) -> Trainer:
     precision = pick_precision(config.dtype, config.tuning, pick_device())
+    model = load_trainable(checkpoint, config, precision)
     return Trainer(
-        model=load_trainable(checkpoint, config, precision),
+        model=model,
         args=build_arguments(config, Path(config.output), precision),
         train_dataset=dataset.examples,
-        data_collator=collate_sequences,
+        data_collator=collate_for_model_loss if can_keep_logits(model) else collate_sequences,
         callbacks=[RunCallback(COMMAND)],
     )
 

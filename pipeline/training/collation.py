@@ -3,8 +3,9 @@
 Shapes: B batch, T positions.
 """
 
+import inspect
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -47,3 +48,31 @@ def collate_sequences(sequences: Sequence[TokenSequence]) -> dict[str, torch.Ten
         "attention_mask": torch.from_numpy(attention_mask),
         "labels": torch.from_numpy(labels),
     }
+
+
+def count_needed_logits(sequences: Sequence[TokenSequence]) -> int:
+    """Return how many last positions of the padded batch there are from the first scoring one on.
+
+    No earlier logits are needed: position response_start - 1 scores the first response token.
+    """
+    longest = max(len(sequence.input_ids) for sequence in sequences)
+    return longest - min(sequence.response_start for sequence in sequences) + 1
+
+
+def collate_for_model_loss(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
+    """Return the batch from which a causal model computes its own loss without prompt logits.
+
+    The labels of collate_sequences are cut to the positions that `logits_to_keep` (an int)
+    leaves, and given shifted too, because the model would shift them against all positions.
+    """
+    batch = collate_sequences(sequences)
+    num_kept = count_needed_logits(sequences)
+    labels = batch["labels"][:, -num_kept:]
+    shift_labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
+    return {**batch, "labels": labels, "shift_labels": shift_labels, "logits_to_keep": num_kept}
+
+
+def can_keep_logits(model: Any) -> bool:
+    """Whether the model, or the one inside a peft wrapper, takes `logits_to_keep`."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
