@@ -4,7 +4,6 @@ Encoding the two apart keeps a merge from crossing the border, so the response a
 `response_start`, whatever the tokenizer.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from pipeline.data.sources import load_records
 from pipeline.data.special_tokens import adds_leading_space, end_id, opening_ids
 from pipeline.data.templates import fingerprint_template, render
 from pipeline.errors import DataError
-from storage_schema import response
+from storage_schema import fingerprint_examples, response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,7 +130,7 @@ def tokenize_dataset(
         examples=list(kept.examples.values()),
         records=kept.records,
         counts=kept.counts,
-        fingerprint=hashlib.sha256(b"".join(kept.examples)).hexdigest(),
+        fingerprint=fingerprint_examples(kept.examples),
         template_fingerprint=template_fingerprint,
         end_token_id=end,
     )

@@ -21,11 +21,3 @@ def fingerprint_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the SHA-256 (hex) of the mapping from token to id, added tokens included."""
     pairs = sorted(tokenizer.get_vocab().items(), key=lambda pair: (pair[1], pair[0]))
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
-
-
-def fingerprint_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """Return the SHA-256 (hex) of the tokenizer's chat template, or None without one."""
-    template = tokenizer.chat_template
-    if not template:
-        return None
-    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()

@@ -59,7 +59,7 @@ class VllmEngine:
         self._k = k
         self._window_tokens = max(WINDOW_ENTRIES // (k + 1), longest)
         on_cpu = pick_device() == "cpu"
-        _set_environment(on_cpu)
+        set_vllm_environment(on_cpu)
         from vllm import LLM, SamplingParams
 
         self._llm = LLM(
@@ -162,7 +162,8 @@ def _merge(checkpoint: Checkpoint, path: Path, dtype: str, trust_remote_code: bo
     load_tokenizer(checkpoint, trust_remote_code=trust_remote_code).save_pretrained(path)
 
 
-def _set_environment(on_cpu: bool) -> None:
+def set_vllm_environment(on_cpu: bool) -> None:
+    """Set what vLLM reads from the environment when it is first imported; what is set stays."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
