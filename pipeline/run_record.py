@@ -31,6 +31,23 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
+def find_finished(output: Path, command: str, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the record of exactly this run if it is finished, else None; nothing is written.
+
+    Args:
+        output: the directory the run writes to.
+        command: the command's name.
+        identity: as for `open_output`, which also names what differs.
+    """
+    if not (output / RECORD_NAME).exists():
+        return None
+    record = read_record(output)
+    asked = {"command": command, "identity": json.loads(json.dumps(identity))}
+    if not record["finished"] or differences({name: record[name] for name in asked}, asked):
+        return None
+    return record
+
+
 def open_output(
     output: Path, command: str, identity: dict[str, Any], inputs: dict[str, str] | None = None
 ) -> State:

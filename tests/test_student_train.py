@@ -71,7 +71,7 @@ def test_adapter_is_saved_recorded_and_loads(tiny_model, cache, tmp_path, capsys
 def test_second_run_is_done_at_once(tiny_model, cache, tmp_path, capsys, monkeypatch):
     config = make_config(tiny_model, cache, tmp_path / "student", max_steps=1)
     first = run(config)
-    monkeypatch.setattr("pipeline.student.train.load_trainable", None)  # must not be needed
+    monkeypatch.setattr("pipeline.student.train_model.load_trainable", None)  # must not be needed
     assert run(config) == first
     assert "finished already" in capsys.readouterr().out
 

@@ -1,28 +1,17 @@
-"""train-student: one student from one cache at one alpha, resumable, recorded in run.json."""
+"""train-student: one student from one cache at one alpha, resumable, recorded in run.json.
+
+A finished output is recognised here, before torch is imported: a sweep that is run again
+passes over its finished students at once.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.checkpoint import Checkpoint, find_checkpoint, fingerprint_checkpoint
-from pipeline.models.loading import load_tokenizer, pick_device
-from pipeline.run_record import finish_output, read_record
-from pipeline.student.batches import collate_labels, collate_teacher_rows
+from pipeline.models.checkpoint import find_checkpoint, fingerprint_checkpoint
+from pipeline.run_record import find_finished, read_record
 from pipeline.student.config import TrainStudentConfig
-from pipeline.student.fit import check_fit, read_student_facts
-from pipeline.student.trainer import StudentTrainer
-from pipeline.training.arguments import build_arguments
-from pipeline.training.callbacks import RunCallback
-from pipeline.training.checkpoints import remove_checkpoints
-from pipeline.training.lora import load_trainable
-from pipeline.training.model_config import load_model_config, stored_dtype
-from pipeline.training.precision import pick_precision
-from pipeline.training.quiet import quiet_transformers
-from pipeline.training.run import claim_output, save_model, train
-from storage_schema.reader import LogitCache, open_cache
-
-COMMAND = "train-student"
-SHOWN = (("CE", "ce"), ("KL", "kl"))
+from storage_schema.reader import open_cache
 
 
 def run(config: TrainStudentConfig) -> dict[str, Any]:
@@ -33,55 +22,18 @@ def run(config: TrainStudentConfig) -> dict[str, Any]:
         ModelError: the student is missing or does not fit the cache, or the run diverged.
         OutputExistsError: the output holds another run.
     """
-    quiet_transformers()
     output = Path(config.output)
     cache = open_cache(config.cache)
     checkpoint = find_checkpoint(config.student, config.revision)
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=config.trust_remote_code)
-    model_config = load_model_config(checkpoint, trust_remote_code=config.trust_remote_code)
-    facts = read_student_facts(checkpoint, tokenizer, model_config)
-    check_fit(facts, cache.plan, int(cache.sequence_lengths.max()), config.top_k)
-
     # Inputs are compared by content: a cache that was moved is the same cache.
     inputs = {"student": config.student, "cache": config.cache}
     identity = {k: v for k, v in asdict(config).items() if k not in ("output", *inputs)}
     identity["cache_fingerprint"] = cache.fingerprint
     identity["student_fingerprint"] = fingerprint_checkpoint(checkpoint)
-    if claim_output(output, COMMAND, identity, inputs) == "finished":
+    if find_finished(output, "train-student", identity):
         print(f"{output} is finished already: nothing to do")
-        return {"output": str(output), **read_record(output)}
+    else:
+        from pipeline.student.train_model import train_model
 
-    trainer = _prepare(config, cache, checkpoint)
-    summary = train(trainer, output)
-    if trainer.is_world_process_zero():
-        save_model(trainer.model, tokenizer, output, stored_dtype(model_config))
-        finish_output(output, **summary)
-        remove_checkpoints(output)
-        _print_summary(config, summary)
-    trainer.accelerator.wait_for_everyone()
+        train_model(config, cache, checkpoint, identity, inputs)
     return {"output": str(output), **read_record(output)}
-
-
-def _prepare(
-    config: TrainStudentConfig, cache: LogitCache, checkpoint: Checkpoint
-) -> StudentTrainer:
-    precision = pick_precision(config.dtype, config.tuning, pick_device())
-    return StudentTrainer(
-        alpha=config.alpha,
-        kl_settings=config.kl_settings,
-        model=load_trainable(checkpoint, config, precision),
-        args=build_arguments(config, Path(config.output), precision),
-        train_dataset=cache,
-        data_collator=collate_teacher_rows if config.alpha > 0 else collate_labels,
-        callbacks=[RunCallback(COMMAND)],
-    )
-
-
-def _print_summary(config: TrainStudentConfig, summary: dict[str, Any]) -> None:
-    first, last = summary["first"], summary["last"]
-    losses = [f"{name} {first[key]:.4f} -> {last[key]:.4f}" for name, key in SHOWN if key in last]
-    print(
-        f"student at alpha {config.alpha:g} written to {config.output}\n"
-        f"{summary['steps']} steps, {summary['tokens_per_second']:.0f} tokens/s; "
-        f"nats per response token: {', '.join(losses)}"
-    )
