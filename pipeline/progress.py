@@ -48,9 +48,9 @@ class Progress:
         self._last_line, self._printed = time.monotonic(), self.done
         elapsed = self._last_line - self._start
         rate = self.done / elapsed if elapsed > 0 else 0.0
-        left = (
-            f", {(self.total - self.done) / rate:.0f} s left" if 0 < self.done < self.total else ""
-        )
+        # The first steps are slower than the rest: no guess from them.
+        known = self.total <= 20 * self.done and self.done < self.total
+        left = f", {(self.total - self.done) / rate:.0f} s left" if known and rate else ""
         note = f", {self._note}" if self._note else ""
         print(
             f"{self.description}: {self.done}/{self.total} {self.unit} "

