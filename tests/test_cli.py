@@ -179,13 +179,22 @@ def test_demo_recipe_is_read_and_fits_the_commands() -> None:
         ({"run": {"output": "o", "baselines": ["x"]}}, r"run.baselines is \['x'\], expected a li"),
         ({"train-student": {}}, "train-student names no student"),
         ({"precompute-logits": {}}, "no teacher: give a section finetune-teacher"),
+        (
+            {"train-student": {"student": "s", "epochs": "x"}},
+            "train-student: Invalid value for '--ep",
+        ),
+        ({"run": {"output": "o", "alphas": [-1]}}, "train-student: --alpha -1.0"),
+        ({"evaluate-student": {}}, "evaluate-student: Missing option '--data'"),
+        ({"evaluate-student": {"data": "d", "batch-size": 0}}, "evaluate-student: --batch-size 0"),
+        ({"finetune-teacher": {"data": "d"}}, "finetune-teacher: Missing option '--model'"),
     ],
 )
 def test_wrong_recipes_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
     recipe = {
         "run": {"output": "o"},
-        "precompute-logits": {"teacher": "t"},
+        "precompute-logits": {"teacher": "t", "data": "d"},
         "train-student": {"student": "s"},
+        "evaluate-student": {"data": "d"},
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))

@@ -32,7 +32,28 @@ CONFIG_SECTIONS = (
 )
 
 
-def stage_command(name: str, config_type: type, stage: str, help: str) -> click.Command:
+class StageCommand(click.Command):
+    """A command that knows the config its flags build."""
+
+    config_type: type
+
+    def check(self, arguments: list[str]) -> None:
+        """Build the config from command line arguments, and run nothing.
+
+        Raises:
+            ConfigError: what the command itself would say of them.
+        """
+        try:
+            values = dict(self.make_context(self.name, [*arguments]).params)
+            del values["as_json"]
+            self.config_type(**values)
+        except click.ClickException as error:
+            raise ConfigError(f"{self.name}: {error.format_message()}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from error
+
+
+def stage_command(name: str, config_type: type, stage: str, help: str) -> StageCommand:
     """Return the command that builds a config from flags and runs a stage with it.
 
     Args:
@@ -59,13 +80,15 @@ def stage_command(name: str, config_type: type, stage: str, help: str) -> click.
             if as_json:
                 click.echo(json.dumps(result, indent=2, allow_nan=False))
 
-    return click.Command(
+    command = StageCommand(
         name,
         params=options,
         callback=callback,
         help=help,
         context_settings={"show_default": True, "max_content_width": 100},
     )
+    command.config_type = config_type
+    return command
 
 
 def _option(config_type: type, field: dataclasses.Field[Any]) -> click.Option:

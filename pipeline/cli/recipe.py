@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from pipeline.cli.command import read_section
+from pipeline.cli.reference import load_command
 from pipeline.errors import ConfigError
 from storage_schema.errors import SmoothkdError
 
@@ -22,7 +23,8 @@ def read_recipe(path: Path) -> dict[str, str]:
     """Return what run_all.sh needs to know, as strings; lists are separated by spaces.
 
     Raises:
-        ConfigError: a needed setting is missing or of the wrong shape.
+        ConfigError: a setting of any stage is missing or wrong; the last stage's too, so that
+            nothing is found out after an hour.
     """
     if not path.is_file():
         raise ConfigError(f"no recipe at {path}")
@@ -40,15 +42,29 @@ def read_recipe(path: Path) -> dict[str, str]:
         raise ConfigError(
             f"{path}: no teacher: give a section finetune-teacher, or precompute-logits.teacher"
         )
+    alphas = list(map(str, _list(path, run, "alphas", [0, 0.1, 1], (int, float))))
+    _check_stages(path, run["output"], teacher, alphas, finetune)
     return {
         "output": run["output"],
         "demo_model": str(run.get("demo_model") or ""),
-        "alphas": " ".join(map(str, _list(path, run, "alphas", [0, 0.1, 1], (int, float)))),
+        "alphas": " ".join(alphas),
         "baselines": " ".join(_list(path, run, "baselines", ["student"], (str,), BASELINES)),
         "student": student,
         "teacher": teacher,
         "finetune": "yes" if finetune else "",
     }
+
+
+def _check_stages(path: Path, output: str, teacher: str, alphas: list[str], finetune: bool) -> None:
+    """Build every stage's config as run_all.sh will ask for it."""
+    common = ["--config", str(path), "--output", output]
+    if finetune:
+        load_command("finetune-teacher").check(common)
+    load_command("precompute-logits").check([*common, "--teacher", teacher])
+    for alpha in alphas:
+        load_command("train-student").check([*common, "--cache", output, "--alpha", alpha])
+    scores = ["--output", "scores.json", "--model", output]
+    load_command("evaluate-student").check(["--config", str(path), *scores])
 
 
 def _setting(path: Path, section: str, name: str) -> str | None:

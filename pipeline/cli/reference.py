@@ -7,13 +7,15 @@ import importlib
 
 import click
 
+from pipeline.cli.command import StageCommand
+
 COMMANDS = ("finetune-teacher", "precompute-logits", "train-student", "evaluate-student")
 
 
-def load_command(name: str) -> click.Command:
+def load_command(name: str) -> StageCommand:
     """Return the click command of that name."""
     command = importlib.import_module(f"pipeline.cli.{name.replace('-', '_')}").main
-    if not isinstance(command, click.Command):
+    if not isinstance(command, StageCommand):
         raise TypeError(f"pipeline.cli has no command {name}")
     return command
 
