@@ -7,7 +7,13 @@ import importlib
 
 import click
 
-COMMANDS = ("finetune-teacher", "precompute-logits", "train-student", "evaluate-student")
+COMMANDS = (
+    "finetune-teacher",
+    "precompute-logits",
+    "verify-cache",
+    "train-student",
+    "evaluate-student",
+)
 
 
 def load_command(name: str) -> click.Command:
