@@ -39,7 +39,12 @@ def read_checked(cache: Path, plan: Plan, index: int) -> Iterator[list[Response]
             responses = read_row_group(file, group, path)
             for response in responses:
                 try:
-                    check_response(response, vocabulary_size=plan.vocabulary_size, k=plan.k)
+                    check_response(
+                        response,
+                        vocabulary_size=plan.vocabulary_size,
+                        k=plan.k,
+                        min_prob=plan.min_prob,
+                    )
                 except RowError as error:
                     raise CacheDamagedError(f"{path}, response {row}: {error}") from error
                 row += 1

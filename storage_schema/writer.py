@@ -72,7 +72,9 @@ def _write_file(path: Path, plan: Plan, index: int, responses: Iterator[Response
 
 def _check(response: Response, plan: Plan, where: str) -> None:
     try:
-        check_response(response, vocabulary_size=plan.vocabulary_size, k=plan.k)
+        check_response(
+            response, vocabulary_size=plan.vocabulary_size, k=plan.k, min_prob=plan.min_prob
+        )
     except RowError as error:
         raise RowError(f"{where}: {error}") from error
 

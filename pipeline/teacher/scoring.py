@@ -78,7 +78,7 @@ def score_responses(
             scores.logprobs_NK,
             scores.label_logprobs_N,
             k=plan.k,
-            min_prob=float(plan.support["min_prob"]),
+            min_prob=plan.min_prob,
             vocabulary_size=plan.vocabulary_size,
         )
         progress.advance(len(example.input_ids))
