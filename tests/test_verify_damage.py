@@ -185,6 +185,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda c: rewrite_row(c, changed("label_logprobs", 0, -np.inf)),
         "response 0: label_logprobs[0] is np.float32(-inf), expected",
     ),
+    "NaN in the second response": (
+        lambda c: rewrite(c, encode([RESPONSES[0], changed("label_logprobs", 0, np.nan, 1)])),
+        "shard-00000.parquet, response 1: label_logprobs[0] is np.float32(nan), expected",
+    ),
     "not rounded": (
         lambda c: rewrite_row(c, changed("label_logprobs", 0, -1.00001)),
         "response 0: label_logprobs[0] is np.float32(-1.00001), expected",
