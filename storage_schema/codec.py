@@ -20,18 +20,21 @@ from storage_schema.rows import round_logprobs
 _STEP = 2.0**-9
 
 
-def check_response(response: Response, *, vocabulary_size: int, k: int) -> None:
+def check_response(
+    response: Response, *, vocabulary_size: int, k: int, min_prob: float = 0.0
+) -> None:
     """Raise RowError unless the response obeys every rule of the format.
 
     Checked: shapes and dtypes; 1 <= response_start < T; ids in [0, vocabulary_size); 1 to k
     entries a row, distinct, in canonical order; log-probabilities finite, at most 0 and rounded;
-    probabilities summing to at most 1; and that each label's log-probability agrees with its
-    row, which catches rows shifted against their tokens.
+    probabilities summing to at most 1; no entry but a row's first below min_prob; and that each
+    label's log-probability agrees with its row, which catches rows shifted against their tokens.
 
     Args:
         response: what is about to be stored, or was just read.
         vocabulary_size: the plan's.
         k: the plan's.
+        min_prob: the plan's.
 
     Raises:
         RowError: naming the first rule that is broken, with row and value.
@@ -49,6 +52,7 @@ def check_response(response: Response, *, vocabulary_size: int, k: int) -> None:
     _check_logprobs("log_tail_mass", np.where(np.isneginf(tail), np.float32(0.0), tail))
     rows = np.repeat(np.arange(len(counts)), counts)
     _check_order(response, rows)
+    _check_min_prob(response, rows, min_prob)
     _check_mass(response, rows)
     _check_labels(response, rows)
 
@@ -120,6 +124,20 @@ def _check_order(response: Response, rows: npt.NDArray[np.intp]) -> None:
     if twice.any():
         row, token_id = divmod(int(by_id[int(np.argmax(twice))]), 2**32)
         raise RowError(f"row {row} holds token id {token_id} twice")
+
+
+def _check_min_prob(response: Response, rows: npt.NDArray[np.intp], min_prob: float) -> None:
+    if min_prob == 0:
+        return
+    least = np.log(min_prob) * (1 + _STEP)  # entries are cut before they are rounded
+    bad = response.entry_logprobs < least
+    bad[np.cumsum(response.num_entries) - response.num_entries] = False
+    if bad.any():
+        where = int(np.argmax(bad))
+        raise RowError(
+            f"row {rows[where]} holds an entry of probability "
+            f"{np.exp(response.entry_logprobs[where]):.3g}, below the minimum {min_prob}"
+        )
 
 
 def _check_mass(response: Response, rows: npt.NDArray[np.intp]) -> None:

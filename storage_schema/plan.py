@@ -96,6 +96,11 @@ class Plan:
         return int(self.support["k"])
 
     @property
+    def min_prob(self) -> float:
+        """Entries of a lower probability are not stored, but for the first of a row."""
+        return float(self.support["min_prob"])
+
+    @property
     def num_examples(self) -> int:
         """How many responses the finished cache holds."""
         return int(self.dataset["num_examples"])

@@ -18,7 +18,7 @@ from storage_schema.layout import ROW_GROUP_RESPONSES
 from storage_schema.manifest import Manifest, read_manifest
 from storage_schema.plan import Plan, read_plan
 from storage_schema.response import Int32Array, Response
-from storage_schema.shard import REMEDY, file_sha256, open_shard, read_row_group, shard_path
+from storage_schema.shard import check_sha256, check_size, open_shard, read_row_group, shard_path
 
 # Decoded row groups are kept up to this size, so that small caches are decoded once.
 KEEP_BYTES = 256 * 2**20
@@ -52,14 +52,7 @@ class LogitCache:
         self.plan: Plan = read_plan(path)
         self.manifest: Manifest = read_manifest(path, self.plan)
         for index, shard in enumerate(self.manifest.shards):
-            file = shard_path(path, index)
-            size = file.stat().st_size if file.exists() else None
-            if size != shard.num_bytes:
-                raise CacheDamagedError(
-                    f"{file} has {size} bytes, the manifest says {shard.num_bytes}; {REMEDY}"
-                    if size is not None
-                    else f"{file} is missing, the manifest lists it; {REMEDY}"
-                )
+            check_size(path, index, shard.num_bytes)
         self._sound: set[int] = set()  # shards whose SHA-256 was compared
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], list[Response]] = OrderedDict()
@@ -114,12 +107,7 @@ class LogitCache:
             self._check_bytes(index)
 
     def _check_bytes(self, shard: int) -> None:
-        path, expected = shard_path(self.path, shard), self.manifest.shards[shard].sha256
-        found = file_sha256(path)
-        if found != expected:
-            raise CacheDamagedError(
-                f"{path}: SHA-256 is {found}, the manifest says {expected}; {REMEDY}"
-            )
+        check_sha256(self.path, shard, self.manifest.shards[shard].sha256)
         self._sound.add(shard)
 
     def _file(self, shard: int) -> pq.ParquetFile:

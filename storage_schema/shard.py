@@ -117,3 +117,30 @@ def file_sha256(path: Path) -> str:
         raise CacheDamagedError(f"{path} is missing") from error
     except OSError as error:
         raise CacheError(f"{path} cannot be read ({error}); the file may be sound") from error
+
+
+def check_size(cache: Path, index: int, num_bytes: int) -> None:
+    """Compare the size of shard `index` with the manifest's.
+
+    Raises:
+        CacheDamagedError: it is missing, or of another size.
+    """
+    path = shard_path(cache, index)
+    size = path.stat().st_size if path.exists() else None
+    if size is None:
+        raise CacheDamagedError(f"{path} is missing, the manifest lists it; {REMEDY}")
+    if size != num_bytes:
+        raise CacheDamagedError(f"{path} has {size} bytes, the manifest says {num_bytes}; {REMEDY}")
+
+
+def check_sha256(cache: Path, index: int, sha256: str) -> None:
+    """Compare the bytes of shard `index` with the manifest's digest; reads the whole file.
+
+    Raises:
+        CacheDamagedError: they are not those that were written.
+        CacheError: the operating system refuses to read it; it may be sound.
+    """
+    path = shard_path(cache, index)
+    found = file_sha256(path)
+    if found != sha256:
+        raise CacheDamagedError(f"{path}: SHA-256 is {found}, the manifest says {sha256}; {REMEDY}")

@@ -15,13 +15,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from storage_schema import layout
+from storage_schema.audit import read_checked
 from storage_schema.codec import check_response, encode
 from storage_schema.errors import CacheDamagedError, CacheUnfinishedError, RowError
 from storage_schema.manifest import Manifest, ShardEntry, write_manifest
 from storage_schema.plan import Plan, fingerprint_examples
 from storage_schema.publish import publish, remove_stale_temporaries
 from storage_schema.response import Response
-from storage_schema.shard import file_sha256, open_shard, read_row_group, shard_metadata, shard_path
+from storage_schema.shard import file_sha256, open_shard, shard_metadata, shard_path
 
 
 def write_shard(cache: Path, plan: Plan, index: int, responses: Iterable[Response]) -> Path:
@@ -71,7 +72,9 @@ def _write_file(path: Path, plan: Plan, index: int, responses: Iterator[Response
 
 def _check(response: Response, plan: Plan, where: str) -> None:
     try:
-        check_response(response, vocabulary_size=plan.vocabulary_size, k=plan.k)
+        check_response(
+            response, vocabulary_size=plan.vocabulary_size, k=plan.k, min_prob=plan.min_prob
+        )
     except RowError as error:
         raise RowError(f"{where}: {error}") from error
 
@@ -128,17 +131,12 @@ def _audit_shard(cache: Path, plan: Plan, index: int, identifiers: list[bytes]) 
     sequence_lengths: list[int] = []
     response_lengths: list[int] = []
     num_entries = 0
-    with open_shard(cache, plan, index) as file:
-        for group in range(file.num_row_groups):
-            for response in read_row_group(file, group, path):
-                try:
-                    _check(response, plan, f"response {len(sequence_lengths)}")
-                except RowError as error:
-                    raise CacheDamagedError(f"{path}, {error}") from error
-                identifiers.append(response.example_id)
-                sequence_lengths.append(len(response.input_ids))
-                response_lengths.append(response.num_response_tokens)
-                num_entries += len(response.entry_token_ids)
+    for responses in read_checked(cache, plan, index):
+        for response in responses:
+            identifiers.append(response.example_id)
+            sequence_lengths.append(len(response.input_ids))
+            response_lengths.append(response.num_response_tokens)
+            num_entries += len(response.entry_token_ids)
     return ShardEntry(
         num_response_tokens=sum(response_lengths),
         num_entries=num_entries,

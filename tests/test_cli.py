@@ -73,20 +73,16 @@ def test_every_flag_is_listed_here_so_that_none_appears_by_accident() -> None:
         "top_k",
         "min_prob",
     }
-    assert flags["precompute-logits"] == data | every | {
-        "teacher",
+    engine = {"engine", "batch_tokens", "tensor_parallel_size", "gpu_memory_utilization"}
+    engine |= {"teacher", "revision", "trust_remote_code"}
+    assert flags["precompute-logits"] == data | engine | every | {
         "output",
-        "engine",
         "k",
         "min_prob",
         "dtype",
         "examples_per_shard",
-        "batch_tokens",
-        "tensor_parallel_size",
-        "gpu_memory_utilization",
-        "revision",
-        "trust_remote_code",
     }
+    assert flags["verify-cache"] == engine | every | {"cache", "allow_incomplete", "rescore"}
     assert flags["evaluate-student"] == data | every | {
         "model",
         "output",

@@ -92,7 +92,7 @@ def test_a_second_run_changes_nothing_and_starts_no_engine(
 ) -> None:
     run(config(settings))
     before = files(Path(settings["output"]))
-    monkeypatch.setattr("pipeline.teacher.precompute._start_engine", None)
+    monkeypatch.setattr("pipeline.teacher.precompute.start_engine", None)
     assert run(config(settings))["shards_written"] == 0
     assert files(Path(settings["output"])) == before
 
@@ -171,7 +171,7 @@ def test_dropped_and_cut_examples_are_counted_in_the_plan(
 def test_bad_input_is_refused_before_any_engine_starts(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("pipeline.teacher.precompute._start_engine", None)
+    monkeypatch.setattr("pipeline.teacher.precompute.start_engine", None)
     with pytest.raises(ConfigError, match="--k is 500, the vocabulary has 3"):
         run(config(settings, k=500))
     with pytest.raises(ModelError, match="no model at '/no/such/model'"):

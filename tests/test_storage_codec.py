@@ -15,6 +15,7 @@ from storage_schema.codec import check_response, decode, encode
 from storage_schema.errors import CacheDamagedError, RowError
 from storage_schema.layout import MAX_MASS_EXCESS, MIN_LOGPROB, SCHEMA
 from storage_schema.response import Response, example_id
+from storage_schema.rows import response_from_rows
 
 FIELDS = [field.name for field in dataclasses.fields(Response)]
 
@@ -310,3 +311,33 @@ def test_example_id_is_the_documented_digest() -> None:
     digest = hashlib.sha256(struct.pack("<4i", 2, 7, 2**31 - 1, 9)).digest()
     assert example_id(np.array([7, 2**31 - 1, 9], np.int64), 2) == digest
     assert example_id(np.array([7, 2**31 - 1, 9], np.int32), 1) != digest
+
+
+def test_entries_below_the_minimum_probability_are_refused() -> None:
+    (response,) = random_responses(1, seed=3, min_prob=0.05)
+    check_response(response, vocabulary_size=1000, k=8, min_prob=0.05)
+    assert (np.exp(response.entry_logprobs) < 0.2).any()
+    with pytest.raises(
+        RowError, match=r"row \d+ holds an entry of probability 0.\d+, below the min"
+    ):
+        check_response(response, vocabulary_size=1000, k=8, min_prob=0.2)
+    (single,) = random_responses(1, seed=3, k=1)
+    assert (np.exp(single.entry_logprobs) < 0.3).any()  # the first entry of a row always stays
+    check_response(single, vocabulary_size=1000, k=8, min_prob=0.3)
+
+
+@pytest.mark.parametrize("min_prob", [0.9, 0.1, 1e-3, 1e-4, 1e-6])
+def test_an_entry_at_the_minimum_is_kept_and_passes_after_rounding(min_prob: float) -> None:
+    for step in (0.0, 1e-9, 1e-4):
+        logprobs = np.log([[1 - min_prob, min_prob * (1 + step)]])
+        response = response_from_rows(
+            np.array([0, 0]),
+            1,
+            np.array([[0, 1]]),
+            logprobs,
+            logprobs[:, 0],
+            k=2,
+            min_prob=min_prob,
+            vocabulary_size=2,
+        )
+        check_response(response, vocabulary_size=2, k=2, min_prob=min_prob)

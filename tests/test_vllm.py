@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.teacher import verify
 from pipeline.teacher.precompute import run
 from pipeline.teacher.precompute_config import PrecomputeConfig
+from pipeline.teacher.verify_config import VerifyCacheConfig
 from storage_schema import LogitCache, Response, open_cache
 
 pytestmark = [
@@ -132,3 +134,10 @@ def test_an_adapter_is_scored_as_merged_and_leaves_nothing_behind(
         "plan.json",
         "shards",
     ]
+    check = VerifyCacheConfig(
+        cache=str(tmp_path / "vllm"), teacher=str(tmp_path / "adapter"), rescore=4, engine="vllm"
+    )
+    rescored = verify.run(check)["rescored"]
+    assert rescored["num_examples"] == 4
+    assert rescored["cache"]["label"]["max"] < 0.02
+    assert rescored["repeat"]["label"]["max"] < 0.02

@@ -27,6 +27,7 @@ CONFIG_SECTIONS = (
     "run",
     "finetune-teacher",
     "precompute-logits",
+    "verify-cache",
     "train-student",
     "evaluate-student",
 )

@@ -9,7 +9,13 @@ import click
 
 from pipeline.cli.command import StageCommand
 
-COMMANDS = ("finetune-teacher", "precompute-logits", "train-student", "evaluate-student")
+COMMANDS = (
+    "finetune-teacher",
+    "precompute-logits",
+    "verify-cache",
+    "train-student",
+    "evaluate-student",
+)
 
 
 def load_command(name: str) -> StageCommand:

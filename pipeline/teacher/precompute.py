@@ -1,7 +1,6 @@
 """The teacher pass: dataset -> logit cache. Resumable at any moment, a shard at a time."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,16 @@ from pipeline.models.checkpoint import (
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.vocabulary import fingerprint_vocabulary, vocabulary_size
 from pipeline.progress import Progress
-from pipeline.teacher.engine import Engine, describe_engine, pick_engine
+from pipeline.teacher.engine import describe_engine, pick_engine
 from pipeline.teacher.precompute_config import PrecomputeConfig
+from pipeline.teacher.scoring import score_responses, start_engine
 from storage_schema import (
     LogitCache,
     Plan,
-    Response,
     claim_plan,
     finish_cache,
     missing_shards,
     open_cache,
-    response_from_rows,
     write_shard,
 )
 from storage_schema.errors import CacheUnfinishedError
@@ -134,60 +132,16 @@ def _write_missing(
 ) -> None:
     todo = {index: [examples[i] for i in plan.shard_examples(index)] for index in missing}
     tokens = sum(len(example.input_ids) for shard in todo.values() for example in shard)
-    engine = _start_engine(config, checkpoint, plan, examples)
+    merged_path = temporary_path(Path(config.output) / "merged-teacher")
+    engine = start_engine(str(plan.engine["name"]), config, checkpoint, plan, examples, merged_path)
     try:
         with Progress("precompute-logits", tokens, "tokens") as progress:
             for index, shard in todo.items():
                 write_shard(
-                    Path(config.output), plan, index, _responses(engine, plan, shard, progress)
+                    Path(config.output), plan, index, score_responses(engine, plan, shard, progress)
                 )
     finally:
         engine.close()
-
-
-def _start_engine(
-    config: PrecomputeConfig, checkpoint: Checkpoint, plan: Plan, examples: list[Example]
-) -> Engine:
-    if plan.engine["name"] == "vllm":
-        from pipeline.teacher.vllm_engine import VllmEngine
-
-        return VllmEngine(
-            checkpoint,
-            k=plan.k,
-            dtype=plan.teacher["dtype"],
-            longest=max(len(example.input_ids) for example in examples),
-            merged_path=temporary_path(Path(config.output) / "merged-teacher"),
-            tensor_parallel_size=config.tensor_parallel_size,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            trust_remote_code=config.trust_remote_code,
-        )
-    from pipeline.teacher.transformers_engine import TransformersEngine
-
-    return TransformersEngine(
-        checkpoint,
-        k=plan.k,
-        vocabulary_size=plan.vocabulary_size,
-        dtype=plan.teacher["dtype"],
-        batch_tokens=config.batch_tokens,
-        trust_remote_code=config.trust_remote_code,
-    )
-
-
-def _responses(
-    engine: Engine, plan: Plan, examples: list[Example], progress: Progress
-) -> Iterator[Response]:
-    for example, scores in zip(examples, engine.score(examples), strict=True):
-        yield response_from_rows(
-            example.input_ids,
-            example.response_start,
-            scores.token_ids_NK,
-            scores.logprobs_NK,
-            scores.label_logprobs_N,
-            k=plan.k,
-            min_prob=float(plan.support["min_prob"]),
-            vocabulary_size=plan.vocabulary_size,
-        )
-        progress.advance(len(example.input_ids))
 
 
 def _open_or_finish(cache: Path, plan: Plan) -> LogitCache:
