@@ -9,6 +9,7 @@ docs/storage-format.md is the specification. Needs numpy and pyarrow only.
 """
 
 from storage_schema.manifest import Manifest
+from storage_schema.order import BlockOrder
 from storage_schema.plan import Plan, claim_plan, fingerprint_examples
 from storage_schema.reader import LogitCache, open_cache
 from storage_schema.response import Response, example_id
@@ -16,6 +17,7 @@ from storage_schema.rows import response_from_rows
 from storage_schema.writer import finish_cache, missing_shards, write_shard
 
 __all__ = [
+    "BlockOrder",
     "LogitCache",
     "Manifest",
     "Plan",

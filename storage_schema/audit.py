@@ -150,31 +150,30 @@ class CacheAudit:
             num_entries += sum(len(response.entry_token_ids) for response in responses)
             yield responses
         if entry is not None:
-            found = ShardEntry(
-                num_response_tokens=sum(response_lengths),
-                num_entries=num_entries,
-                num_bytes=entry.num_bytes,
-                sha256=entry.sha256,
-                sequence_lengths=sequence_lengths,
-                response_lengths=response_lengths,
-            )
-            self._compare(index, found, entry)
+            self._compare(index, sequence_lengths, response_lengths, num_entries, entry)
 
-    def _compare(self, index: int, found: ShardEntry, listed: ShardEntry) -> None:
+    def _compare(
+        self,
+        index: int,
+        sequence_lengths: list[int],
+        response_lengths: list[int],
+        num_entries: int,
+        entry: ShardEntry,
+    ) -> None:
         path = shard_path(self.path, index)
-        pairs = zip(found.sequence_lengths, found.response_lengths, strict=True)
+        listed = entry.decode_lengths(f"{self.path / MANIFEST_FILE}, shard {index}")
+        pairs = zip(sequence_lengths, response_lengths, strict=True)
         for row, (sequence, response) in enumerate(pairs):
-            there = (listed.sequence_lengths[row], listed.response_lengths[row])
+            there = (int(listed.sequence[row]), int(listed.response[row]))
             if there != (sequence, response):
                 raise CacheDamagedError(
                     f"{path}, response {row} has {sequence} tokens, {response} of them response; "
                     f"the manifest lists {there[0]} and {there[1]}"
                 )
-        if found.num_entries != listed.num_entries:
+        if num_entries != entry.num_entries:
             raise CacheDamagedError(
-                f"{path} holds {found.num_entries} entries, the manifest says "
-                f"{listed.num_entries}: the manifest was edited; copy it again, or delete it and "
-                "run precompute-logits again"
+                f"{path} holds {num_entries} entries, the manifest says {entry.num_entries}: the "
+                "manifest was edited; copy it again, or delete it and run precompute-logits again"
             )
 
     def _check_dataset(self, fingerprint: str, tokens: int) -> None:

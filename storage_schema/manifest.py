@@ -1,19 +1,29 @@
 """What a finished cache holds: for every shard its counts, lengths, bytes and checksum.
 
 The manifest is written last. A cache without one is unfinished and is not trained on. The
-lengths let a loader plan batches without opening a shard.
+lengths let a loader plan batches without opening a shard; they stay text until asked for, so
+that opening a cache of a million responses takes milliseconds.
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from storage_schema.documents import read_json, take, write_json
 from storage_schema.errors import CacheDamagedError, CacheUnfinishedError
 from storage_schema.layout import FORMAT_NAME, FORMAT_VERSION, MANIFEST_FILE
+from storage_schema.lengths import check_encoding, decode_lengths
 from storage_schema.plan import Plan, check_version
+from storage_schema.response import Int32Array
+
+
+class Lengths(NamedTuple):
+    """Tokens of each response of a shard, in row order: int32 [n], whole sequence and response."""
+
+    sequence: Int32Array
+    response: Int32Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,20 +31,51 @@ class ShardEntry:
     """One shard as it was written.
 
     Attributes:
+        num_examples: responses in the shard.
         num_response_tokens: teacher rows in the shard.
         num_entries: stored (token id, log-probability) pairs.
         num_bytes: size of the file.
         sha256: hex digest of the whole file.
-        sequence_lengths: tokens of each response's whole sequence, in row order.
-        response_lengths: response tokens of each row.
+        sequence_lengths: tokens of each response's whole sequence, as text of `encode_lengths`.
+        response_lengths: response tokens of each row, likewise.
     """
 
+    num_examples: int
     num_response_tokens: int
     num_entries: int
     num_bytes: int
     sha256: str
-    sequence_lengths: list[int]
-    response_lengths: list[int]
+    sequence_lengths: str
+    response_lengths: str
+
+    def decode_lengths(self, where: str) -> Lengths:
+        """Return the lengths, checked against each other and the shard's counts.
+
+        Args:
+            where: names the shard in messages.
+
+        Raises:
+            CacheDamagedError: they do not decode, or contradict each other or the counts.
+        """
+        sequence, response = (
+            decode_lengths(text, self.num_examples, f"{where}: {name}")
+            for name, text in (
+                ("sequence_lengths", self.sequence_lengths),
+                ("response_lengths", self.response_lengths),
+            )
+        )
+        if (response >= sequence).any():
+            bad = int((response >= sequence).argmax())
+            raise CacheDamagedError(
+                f"{where}: a response of {response[bad]} tokens in a sequence of {sequence[bad]}"
+            )
+        total = int(response.sum(dtype="int64"))
+        if total != self.num_response_tokens:
+            raise CacheDamagedError(
+                f"{where}: num_response_tokens is {self.num_response_tokens}, its "
+                f"response_lengths sum to {total}"
+            )
+        return Lengths(sequence, response)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +88,7 @@ class Manifest:
     @property
     def num_examples(self) -> int:
         """Responses in the cache."""
-        return sum(len(shard.sequence_lengths) for shard in self.shards)
+        return sum(shard.num_examples for shard in self.shards)
 
     @property
     def num_response_tokens(self) -> int:
@@ -70,19 +111,23 @@ class Manifest:
         text = json.dumps([self.plan_fingerprint, *(shard.sha256 for shard in self.shards)])
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of manifest.json, totals included for people."""
-        totals = {
+    @property
+    def totals(self) -> dict[str, int]:
+        """The four sums over the shards, for people."""
+        return {
             "num_examples": self.num_examples,
             "num_response_tokens": self.num_response_tokens,
             "num_entries": self.num_entries,
             "num_bytes": self.num_bytes,
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of manifest.json."""
         return {
             "format": FORMAT_NAME,
             "format_version": FORMAT_VERSION,
             "plan_fingerprint": self.plan_fingerprint,
-            "totals": totals,
+            "totals": self.totals,
             "shards": [asdict(shard) for shard in self.shards],
         }
 
@@ -94,6 +139,8 @@ def write_manifest(cache: Path, manifest: Manifest) -> None:
 
 def read_manifest(cache: Path, plan: Plan) -> Manifest:
     """Return the manifest of the cache at `cache`, checked against its plan.
+
+    The lengths are checked where they are decoded.
 
     Raises:
         CacheUnfinishedError: there is none yet.
@@ -124,46 +171,33 @@ def read_manifest(cache: Path, plan: Plan) -> Manifest:
         raise CacheDamagedError(f"{path} lists {len(shards)} shards, the plan {plan.num_shards}")
     for index, shard in enumerate(shards):
         _check_counts(shard, plan, index, f"{path}, shard {index}")
-    if document.get("totals") != manifest.to_json()["totals"]:
+    if document.get("totals") != manifest.totals:
         raise CacheDamagedError(f"{path}: totals {document.get('totals')} are not the shards' sums")
     return manifest
+
+
+_KINDS: dict[str, type[Any]] = ShardEntry.__annotations__
 
 
 def _read_shard(value: Any, where: str) -> ShardEntry:
     if not isinstance(value, dict):
         raise CacheDamagedError(f"{where} is {value!r}, expected an object")
-    names = ShardEntry.__annotations__
-    kinds = {name: kind for name, kind in names.items() if kind in (int, str)}
-    fields = {name: take(value, name, kinds.get(name, list), where) for name in names}
+    fields = {name: take(value, name, kind, where) for name, kind in _KINDS.items()}
     for name in ("sequence_lengths", "response_lengths"):
-        for length in fields[name]:
-            if type(length) is not int or not 0 < length < 2**31:
-                raise CacheDamagedError(
-                    f"{where}: {name} holds {length!r}, expected integers from 1 to 2^31 - 1"
-                )
+        check_encoding(fields[name], f"{where}: {name}")
     return ShardEntry(**fields)
 
 
 def _check_counts(shard: ShardEntry, plan: Plan, index: int, where: str) -> None:
     expected = len(plan.shard_examples(index))
-    if not len(shard.sequence_lengths) == len(shard.response_lengths) == expected:
+    if shard.num_examples != expected:
         raise CacheDamagedError(
-            f"{where} lists {len(shard.sequence_lengths)} sequence and "
-            f"{len(shard.response_lengths)} response lengths, the plan {expected} examples"
-        )
-    for sequence, response in zip(shard.sequence_lengths, shard.response_lengths, strict=True):
-        if response >= sequence:
-            raise CacheDamagedError(
-                f"{where}: a response of {response} tokens in a sequence of {sequence}"
-            )
-    if sum(shard.response_lengths) != shard.num_response_tokens:
-        raise CacheDamagedError(
-            f"{where}: num_response_tokens is {shard.num_response_tokens}, its response_lengths "
-            f"sum to {sum(shard.response_lengths)}"
+            f"{where}: num_examples is {shard.num_examples}, the plan gives it {expected}"
         )
     most = shard.num_response_tokens * plan.k
-    if not shard.num_response_tokens <= shard.num_entries <= most:
+    if not expected <= shard.num_response_tokens <= shard.num_entries <= most:
         raise CacheDamagedError(
-            f"{where}: num_entries is {shard.num_entries}, expected "
-            f"{shard.num_response_tokens} to {most} (1 to k a response token)"
+            f"{where}: num_response_tokens is {shard.num_response_tokens} and num_entries "
+            f"{shard.num_entries}, expected at least a token for each of {expected} examples and "
+            f"{shard.num_response_tokens} to {most} entries (1 to k a response token)"
         )

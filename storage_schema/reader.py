@@ -1,10 +1,14 @@
-"""Read a finished cache: open and check, random access, iteration, full verification.
+"""Read a finished cache: open and check, random access, iteration, shuffled orders.
 
-Opening reads plan and manifest and compares file sizes; it touches no row. A shard's SHA-256 is
-compared the first time a row of it is read, so a flipped byte never becomes a wrong number. (The
-checksums of Parquet pages do not cover page headers: one bit there changes how values decode.)
+Opening reads plan and manifest and compares file sizes; it touches no row and decodes no length.
+A shard's SHA-256 is compared the first time a row of it is read, so a flipped byte never becomes
+a wrong number. (The checksums of Parquet pages do not cover page headers: one bit there changes
+how values decode.)
+
+Memory is bounded however large the cache: a few decoded row groups and open files are kept.
 """
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +18,17 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from storage_schema.errors import CacheDamagedError
-from storage_schema.layout import ROW_GROUP_RESPONSES
-from storage_schema.manifest import Manifest, read_manifest
+from storage_schema.layout import MANIFEST_FILE, ROW_GROUP_RESPONSES
+from storage_schema.manifest import Lengths, Manifest, read_manifest
+from storage_schema.order import BlockOrder, Int64Array, row_group_starts
 from storage_schema.plan import Plan, read_plan
 from storage_schema.response import Int32Array, Response
 from storage_schema.shard import check_sha256, check_size, open_shard, read_row_group, shard_path
 
-# Decoded row groups are kept up to this size, so that small caches are decoded once.
+# Decoded row groups are kept up to this size, so that small caches are decoded once ...
 KEEP_BYTES = 256 * 2**20
+# ... and so many however large they are, so that a shuffled pass mixes more than neighbours.
+MIN_KEPT_GROUPS = 8
 # Systems commonly allow a process 1024 open files.
 MAX_OPEN_FILES = 64
 
@@ -53,28 +60,44 @@ class LogitCache:
         self.manifest: Manifest = read_manifest(path, self.plan)
         for index, shard in enumerate(self.manifest.shards):
             check_size(path, index, shard.num_bytes)
+        self._lengths: dict[int, Lengths] = {}  # by shard, as far as they were decoded
         self._sound: set[int] = set()  # shards whose SHA-256 was compared
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._files_owner = os.getpid()
         self._groups: OrderedDict[tuple[int, int], list[Response]] = OrderedDict()
         self._kept_bytes = 0
 
     def __len__(self) -> int:
-        return self.manifest.num_examples
+        return self.plan.num_examples
 
     def __getitem__(self, index: int) -> Response:
-        """Return response `index` (0 <= index < len)."""
+        """Return response `index` (0 <= index < len).
+
+        Its arrays are read-only views of the decoded row group, tens of megabytes: who keeps
+        many responses copies what is needed of them. Batches of the student are copies.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"response {index} of a cache of {len(self)}")
         shard, row = divmod(index, self.plan.examples_per_shard)
         return self._group(shard, row // ROW_GROUP_RESPONSES)[row % ROW_GROUP_RESPONSES]
 
     def __iter__(self) -> Iterator[Response]:
-        return (self[index] for index in range(len(self)))
+        for shard in range(len(self.manifest.shards)):
+            yield from self.iterate_shard(shard)
+
+    def iterate_shard(self, shard: int) -> Iterator[Response]:
+        """Yield the responses of one shard in order (0 <= shard < number of shards).
+
+        Holds one decoded row group, and leaves those kept for random access as they are.
+        """
+        for group in range(-(-len(self.plan.shard_examples(shard)) // ROW_GROUP_RESPONSES)):
+            yield from self._groups.get((shard, group)) or self._read_group(shard, group)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Travel to another process without open files and decoded rows."""
+        """Travel to another process without open files and decoded rows and lengths."""
         return {
             **self.__dict__,
+            "_lengths": {},
             "_files": OrderedDict(),
             "_groups": OrderedDict(),
             "_kept_bytes": 0,
@@ -87,22 +110,70 @@ class LogitCache:
 
     @property
     def sequence_lengths(self) -> Int32Array:
-        """int32 [len], tokens of each whole sequence, from the manifest."""
-        return _concatenate([shard.sequence_lengths for shard in self.manifest.shards])
+        """int32 [len], tokens of each whole sequence, from the manifest.
+
+        Raises:
+            CacheDamagedError: the lengths contradict each other or the manifest's counts.
+        """
+        return np.concatenate([lengths.sequence for lengths in self._all_lengths()])
 
     @property
     def response_lengths(self) -> Int32Array:
-        """int32 [len], response tokens of each example, from the manifest."""
-        return _concatenate([shard.response_lengths for shard in self.manifest.shards])
+        """int32 [len], response tokens of each example, from the manifest.
+
+        Raises:
+            CacheDamagedError: the lengths contradict each other or the manifest's counts.
+        """
+        return np.concatenate([lengths.response for lengths in self._all_lengths()])
+
+    def order(self, seed: int) -> BlockOrder:
+        """Return the shuffled orders of the cache, a function of the manifest and the seed.
+
+        As many row groups are shuffled together as are surely kept decoded, so that a pass in
+        this order decodes each row group once.
+
+        Raises:
+            CacheDamagedError: the lengths contradict each other or the manifest's counts.
+        """
+        largest = int(self._row_group_bytes().max())
+        return BlockOrder(
+            num_examples=len(self),
+            examples_per_shard=self.plan.examples_per_shard,
+            window_groups=max(MIN_KEPT_GROUPS, KEEP_BYTES // largest),
+            seed=seed,
+        )
+
+    def _row_group_bytes(self) -> Int64Array:
+        """int64 [row groups], what each takes decoded, as far as the manifest tells."""
+        entries = [
+            lengths.response * (shard.num_entries / shard.num_response_tokens)
+            for shard, lengths in zip(self.manifest.shards, self._all_lengths(), strict=True)
+        ]
+        sizes = _decoded_bytes(np.concatenate(entries), self.sequence_lengths)
+        starts = row_group_starts(len(self), self.plan.examples_per_shard)
+        return np.asarray(np.ceil(np.add.reduceat(sizes, starts[:-1])), np.int64)
+
+    def _all_lengths(self) -> list[Lengths]:
+        return [self._shard_lengths(index) for index in range(len(self.manifest.shards))]
+
+    def _shard_lengths(self, shard: int) -> Lengths:
+        if shard not in self._lengths:
+            where = f"{self.path / MANIFEST_FILE}, shard {shard}"
+            self._lengths[shard] = self.manifest.shards[shard].decode_lengths(where)
+        return self._lengths[shard]
 
     def verify(self) -> None:
-        """Compare every shard's SHA-256 with the manifest now; reads the whole cache.
+        """Compare every shard's SHA-256 with the manifest and check all lengths, now.
+
+        Reads the whole cache.
 
         Copies of the cache sent to other processes afterwards do not compare again.
 
         Raises:
-            CacheDamagedError: a shard's bytes are not those that were written.
+            CacheDamagedError: a shard's bytes are not those that were written, or its lengths
+                contradict each other.
         """
+        self._all_lengths()
         for index in range(len(self.manifest.shards)):
             self._check_bytes(index)
 
@@ -111,6 +182,8 @@ class LogitCache:
         self._sound.add(shard)
 
     def _file(self, shard: int) -> pq.ParquetFile:
+        if self._files_owner != os.getpid():  # a fork shares the place in a file with its parent
+            self._files, self._files_owner = OrderedDict(), os.getpid()
         if shard not in self._sound:
             self._check_bytes(shard)
         if shard not in self._files:
@@ -125,19 +198,22 @@ class LogitCache:
         if key in self._groups:
             self._groups.move_to_end(key)
             return self._groups[key]
-        responses = read_row_group(self._file(shard), group, shard_path(self.path, shard))
-        self._check_lengths(responses, shard, group)
-        self._groups[key] = responses
+        responses = self._groups[key] = self._read_group(shard, group)
         self._kept_bytes += _num_bytes(responses)
-        while self._kept_bytes > KEEP_BYTES and len(self._groups) > 1:
+        while self._kept_bytes > KEEP_BYTES and len(self._groups) > MIN_KEPT_GROUPS:
             self._kept_bytes -= _num_bytes(self._groups.popitem(last=False)[1])
         return responses
 
+    def _read_group(self, shard: int, group: int) -> list[Response]:
+        responses = read_row_group(self._file(shard), group, shard_path(self.path, shard))
+        self._check_lengths(responses, shard, group)
+        return responses
+
     def _check_lengths(self, responses: list[Response], shard: int, group: int) -> None:
-        entry, first = self.manifest.shards[shard], group * ROW_GROUP_RESPONSES
+        lengths, first = self._shard_lengths(shard), group * ROW_GROUP_RESPONSES
         for row, response in enumerate(responses, first):
             found = (len(response.input_ids), response.num_response_tokens)
-            listed = (entry.sequence_lengths[row], entry.response_lengths[row])
+            listed = (lengths.sequence[row], lengths.response[row])
             if found != listed:
                 raise CacheDamagedError(
                     f"{shard_path(self.path, shard)}, response {row} has {found[0]} tokens, "
@@ -145,9 +221,13 @@ class LogitCache:
                 )
 
 
-def _concatenate(lengths: list[list[int]]) -> Int32Array:
-    return np.asarray([length for shard in lengths for length in shard], np.int32)
-
-
 def _num_bytes(responses: list[Response]) -> int:
-    return sum(r.entry_token_ids.nbytes * 2 + r.input_ids.nbytes * 4 for r in responses)
+    return sum(_decoded_bytes(len(r.entry_token_ids), len(r.input_ids)) for r in responses)
+
+
+def _decoded_bytes(num_entries: Any, sequence_lengths: Any) -> Any:
+    """Bytes of a decoded response: 8 an entry, at most 16 a token for all other columns.
+
+    1024 are for the objects themselves, which outweigh the numbers of a very short response.
+    """
+    return 8 * num_entries + 16 * sequence_lengths + 1024

@@ -1,6 +1,7 @@
 """One shard file: its place, what its metadata says, and reading it back with checks."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -120,15 +121,19 @@ def file_sha256(path: Path) -> str:
 
 
 def check_size(cache: Path, index: int, num_bytes: int) -> None:
-    """Compare the size of shard `index` with the manifest's.
+    """Check that shard `index` is there with the size the manifest lists.
 
     Raises:
-        CacheDamagedError: it is missing, or of another size.
+        CacheDamagedError: it is missing or of another size.
+        CacheError: the operating system refuses to read it; it may be sound.
     """
     path = shard_path(cache, index)
-    size = path.stat().st_size if path.exists() else None
-    if size is None:
-        raise CacheDamagedError(f"{path} is missing, the manifest lists it; {REMEDY}")
+    try:
+        size = os.stat(path).st_size
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CacheDamagedError(f"{path} is missing, the manifest lists it; {REMEDY}") from error
+    except OSError as error:
+        raise CacheError(f"{path} cannot be read ({error}); the file may be sound") from error
     if size != num_bytes:
         raise CacheDamagedError(f"{path} has {size} bytes, the manifest says {num_bytes}; {REMEDY}")
 

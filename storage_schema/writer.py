@@ -12,12 +12,14 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from storage_schema import layout
 from storage_schema.audit import read_checked
 from storage_schema.codec import check_response, encode
 from storage_schema.errors import CacheDamagedError, CacheUnfinishedError, RowError
+from storage_schema.lengths import encode_lengths
 from storage_schema.manifest import Manifest, ShardEntry, write_manifest
 from storage_schema.plan import Plan, fingerprint_examples
 from storage_schema.publish import publish, remove_stale_temporaries
@@ -138,10 +140,11 @@ def _audit_shard(cache: Path, plan: Plan, index: int, identifiers: list[bytes]) 
             response_lengths.append(response.num_response_tokens)
             num_entries += len(response.entry_token_ids)
     return ShardEntry(
+        num_examples=len(sequence_lengths),
         num_response_tokens=sum(response_lengths),
         num_entries=num_entries,
         num_bytes=path.stat().st_size,
         sha256=file_sha256(path),
-        sequence_lengths=sequence_lengths,
-        response_lengths=response_lengths,
+        sequence_lengths=encode_lengths(np.asarray(sequence_lengths, np.int32)),
+        response_lengths=encode_lengths(np.asarray(response_lengths, np.int32)),
     )

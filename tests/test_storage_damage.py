@@ -15,6 +15,7 @@ from test_storage_codec import assert_equal
 from storage_schema import claim_plan, finish_cache, layout, missing_shards, open_cache
 from storage_schema.codec import encode
 from storage_schema.errors import CacheDamagedError, CacheError
+from storage_schema.lengths import encode_lengths
 from storage_schema.shard import open_shard, read_row_group, shard_metadata, shard_path
 
 RESPONSES = random_responses(6)
@@ -126,6 +127,14 @@ def test_deleted_and_renamed_shards(cache: Path) -> None:
     assert missing_shards(cache, plan) == [2]
 
 
+def test_a_shard_the_system_refuses_to_show_is_not_called_missing(cache: Path) -> None:
+    path = shard_path(cache, 1)
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(CacheError, match="shard-00001.parquet cannot be read .*may be sound"):
+        open_cache(cache)
+
+
 def test_swapped_and_duplicated_shards(tmp_path: Path) -> None:
     one = RESPONSES[0]
     cache = make_cache(tmp_path / "cache", [one] * 3, examples_per_shard=1)
@@ -224,12 +233,13 @@ def test_rows_that_break_a_rule_do_not_pass_the_audit(cache: Path) -> None:
 
 
 def test_edited_lengths_are_found_when_the_rows_are_read(cache: Path) -> None:
-    text = (cache / "manifest.json").read_text()
-    length = len(RESPONSES[0].input_ids)
-    (cache / "manifest.json").write_text(text.replace(f"        {length},", "        99,", 1))
-    with pytest.raises(
-        CacheDamagedError, match=f"response 0 has {length} tokens, .* the manifest lists 99 and"
-    ):
+    document = json.loads((cache / "manifest.json").read_text())
+    lengths = np.array([len(response.input_ids) for response in RESPONSES[:2]], np.int32)
+    edited = encode_lengths(lengths + np.array([0, 50], np.int32))
+    document["shards"][0]["sequence_lengths"] = edited
+    (cache / "manifest.json").write_text(json.dumps(document))
+    text = f"response 1 has {lengths[1]} tokens, .* the manifest lists {lengths[1] + 50} and"
+    with pytest.raises(CacheDamagedError, match=text):
         open_cache(cache)[0]
 
 

@@ -1,5 +1,6 @@
 """docs/storage-format.md says what the code does; shards are read without this project's code."""
 
+import base64
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from cache_factory import make_cache, random_responses
 
 from storage_schema import errors, layout, open_cache
+from storage_schema.lengths import PREFIX, decode_lengths
 from storage_schema.response import Response
 from storage_schema.shard import shard_path
 
@@ -134,6 +137,24 @@ def test_fingerprints_follow_the_document(cache: Path) -> None:
             assert row["example_id"] == digest
             examples.update(digest)
     assert plan["dataset"]["fingerprint"] == examples.hexdigest()
+
+
+def test_lengths_follow_the_document(cache: Path) -> None:
+    """The example decodes as it says, and the manifest's text decodes by the document's words."""
+    one_line = " ".join(DOCUMENT.split())
+    assert f"the prefix `{PREFIX}`, then" in one_line
+    (example,) = re.findall(rf"^({re.escape(PREFIX)}\S+)$", DOCUMENT, re.M)
+    assert decode_lengths(example, 2, "example").tolist() == [8, 300]
+    (shown,) = re.findall(r"lengths 8 and 300 are the bytes `([0-9a-f ]+)`", one_line)
+    assert struct.unpack("<2i", bytes.fromhex(shown)) == (8, 300)
+
+    shard = json.loads((cache / "manifest.json").read_text())["shards"][1]
+    for name, expected in (
+        ("sequence_lengths", [len(r.input_ids) for r in RESPONSES[-3:]]),
+        ("response_lengths", [r.num_response_tokens for r in RESPONSES[-3:]]),
+    ):
+        data = zlib.decompress(base64.b64decode(shard[name].removeprefix(PREFIX)))
+        assert list(struct.unpack(f"<{shard['num_examples']}i", data)) == expected
 
 
 def test_the_example_program_of_the_document_runs(cache: Path) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cache_factory import make_cache, make_plan, random_responses
 
@@ -17,6 +18,7 @@ from storage_schema.errors import (
     CacheUnfinishedError,
     PlanMismatchError,
 )
+from storage_schema.lengths import encode_lengths
 from storage_schema.manifest import read_manifest
 from storage_schema.plan import fingerprint_examples, read_plan
 
@@ -260,7 +262,7 @@ def test_manifest_counts_what_was_written(cache: Path) -> None:
     assert manifest.num_entries == sum(len(r.entry_token_ids) for r in RESPONSES)
     shards = sorted((cache / "shards").iterdir())
     assert manifest.num_bytes == sum(path.stat().st_size for path in shards)
-    assert [len(shard.sequence_lengths) for shard in manifest.shards] == [4, 4, 1]
+    assert [shard.num_examples for shard in manifest.shards] == [4, 4, 1]
     document = json.loads((cache / "manifest.json").read_text())
     assert list(document) == ["format", "format_version", "plan_fingerprint", "totals", "shards"]
     assert read_manifest(cache, read_plan(cache)) == manifest
@@ -274,19 +276,16 @@ def test_manifest_of_another_cache(tmp_path: Path, cache: Path) -> None:
 
 
 EDITS = [
-    (("shards", 0, "num_response_tokens"), 1, "num_response_tokens is 1, its response_lengths"),
-    (("shards", 0, "num_entries"), 10**40, "num_entries is 1000.*, expected .* .1 to k"),
-    (("shards", 0, "num_entries"), 0, "num_entries is 0, expected"),
+    (("shards", 0, "num_examples"), 3, "shard 0: num_examples is 3, the plan gives it 4"),
+    (("shards", 0, "num_examples"), True, "shard 0: field 'num_examples' is True, expected int"),
+    (("shards", 0, "num_response_tokens"), 3, "num_response_tokens is 3 .* each of 4 examples"),
+    (("shards", 0, "num_entries"), 10**40, "num_entries 1000.*, expected .* .1 to k"),
+    (("shards", 0, "num_entries"), 0, "and num_entries 0, expected"),
     (("shards", 0, "num_entries"), "8", "shard 0: field 'num_entries' is '8', expected int"),
     (("shards", 1, "num_bytes"), None, "shard 1: field 'num_bytes' is None, expected int"),
     (("shards", 2, "sha256"), 5, "shard 2: field 'sha256' is 5, expected str"),
-    (("shards", 0, "sequence_lengths"), {}, "'sequence_lengths' is {}, expected list"),
-    (("shards", 0, "sequence_lengths", 1), 0, "sequence_lengths holds 0, expected integers"),
-    (("shards", 0, "sequence_lengths", 1), 2**31, "sequence_lengths holds 2147483648"),
-    (("shards", 0, "response_lengths", 1), 1.0, "response_lengths holds 1.0, expected integers"),
-    (("shards", 0, "response_lengths", 1), True, "response_lengths holds True"),
-    (("shards", 0, "sequence_lengths", 2), 1, "a response of .* tokens in a sequence of 1"),
-    (("shards", 0, "sequence_lengths"), [9], "lists 1 sequence and 4 response lengths, .* 4 exa"),
+    (("shards", 0, "sequence_lengths"), [9], "'sequence_lengths' is .9., expected str"),
+    (("shards", 0, "response_lengths"), "int64le:", "response_lengths starts with 'int64le:', exp"),
     (("shards", 0), 17, "shard 0 is 17, expected an object"),
     (("shards",), [], "lists 0 shards, the plan 3"),
     (("shards",), 3, "field 'shards' is 3, expected list"),
@@ -302,6 +301,35 @@ def test_edited_manifests_are_refused(cache: Path, place: tuple, value: object, 
     edit(cache / "manifest.json", *place, value=value)
     with pytest.raises(CacheDamagedError, match=f"manifest.json.*{text}"):
         open_cache(cache)
+
+
+LENGTH_EDITS = [
+    ("sequence_lengths", [9], "sequence_lengths holds 1 lengths, expected exactly 4"),
+    ("response_lengths", [2, 2, 2, 0], "response_lengths: length 3 is 0, expected 1 to"),
+    ("sequence_lengths", [1, 1, 1, 1], r"a response of \d+ tokens in a sequence of 1"),
+    (
+        "response_lengths",
+        [1, 1, 1, 1],
+        r"num_response_tokens is \d+, its response_lengths sum to 4",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "lengths", "text"), LENGTH_EDITS)
+def test_edited_lengths_are_refused_where_they_are_used(
+    cache: Path, name: str, lengths: list[int], text: str
+) -> None:
+    edit(cache / "manifest.json", "shards", 0, name, value=encode_lengths(np.int32(lengths)))
+    uses = (
+        lambda cache: cache[3],
+        lambda cache: cache.sequence_lengths,
+        lambda cache: cache.response_lengths,
+        lambda cache: cache.order(0),
+        lambda cache: cache.verify(),
+    )
+    for use in uses:
+        with pytest.raises(CacheDamagedError, match=f"manifest.json, shard 0.*{text}"):
+            use(open_cache(cache))
 
 
 def test_a_consistently_edited_entry_count_is_refused_by_its_totals(cache: Path) -> None:

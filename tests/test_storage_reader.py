@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from test_storage_codec import assert_equal
 from storage_schema import LogitCache, open_cache, reader
 from storage_schema.errors import CacheDamagedError
 from storage_schema.layout import ROW_GROUP_RESPONSES
+from storage_schema.shard import read_row_group
 
 RESPONSES = random_responses(2 * ROW_GROUP_RESPONSES + 30, k=3)
 
@@ -76,6 +78,7 @@ def open_shards(path: Path) -> int:
 def test_open_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "MAX_OPEN_FILES", 2)
     monkeypatch.setattr(reader, "KEEP_BYTES", 0)
+    monkeypatch.setattr(reader, "MIN_KEPT_GROUPS", 1)
     path = make_cache(tmp_path / "cache", RESPONSES[:10], k=3, examples_per_shard=2)
     cache = open_cache(path)
     assert open_shards(path) == 0
@@ -88,10 +91,11 @@ def test_decoded_rows_are_kept_up_to_a_bound(path: Path, monkeypatch: pytest.Mon
     """Within the bound the same objects come back; beyond it the least recently used go."""
     roomy = open_cache(path)
     first = roomy[0]
-    list(roomy)
+    read_some(roomy, list(range(len(roomy))))
     assert roomy[0] is first
 
     monkeypatch.setattr(reader, "KEEP_BYTES", 1)
+    monkeypatch.setattr(reader, "MIN_KEPT_GROUPS", 1)
     tight = open_cache(path)
     first = tight[0]
     assert tight[1] is tight[1]  # the row group in use always stays
@@ -111,11 +115,100 @@ def test_the_least_recently_used_row_group_goes_first(
         probe[index]
         sizes.append(probe._kept_bytes - before)
     monkeypatch.setattr(reader, "KEEP_BYTES", sum(sizes) - 1)
+    monkeypatch.setattr(reader, "MIN_KEPT_GROUPS", 1)
     cache = open_cache(path)
     kept = {index: cache[index] for index in (a, b, a)}  # a is used once more
     cache[c]  # makes b go
     assert cache[a] is kept[a]
     assert cache[b] is not kept[b]
+
+
+def test_some_row_groups_are_kept_however_large(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "KEEP_BYTES", 1)
+    monkeypatch.setattr(reader, "MIN_KEPT_GROUPS", 2)
+    cache = open_cache(path)
+    a, b, c = (cache[0], cache[ROW_GROUP_RESPONSES], cache[ROW_GROUP_RESPONSES + 20])
+    assert cache[ROW_GROUP_RESPONSES] is b
+    assert cache[ROW_GROUP_RESPONSES + 20] is c
+    assert cache[0] is not a
+
+
+def test_iteration_keeps_no_row_group_and_disturbs_none(path: Path) -> None:
+    cache = open_cache(path)
+    first = cache[0]
+    assert next(iter(cache)) is first
+    before = cache._kept_bytes
+    assert len(list(cache)) == len(RESPONSES)
+    assert (cache._kept_bytes, len(cache._groups)) == (before, 1)
+
+
+def test_a_shard_alone_is_iterated(path: Path) -> None:
+    found = list(open_cache(path).iterate_shard(1))
+    for one, two in zip(found, RESPONSES[ROW_GROUP_RESPONSES + 20 :], strict=True):
+        assert_equal(one, two)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
+    """Counts how often each row group is decoded."""
+    counts: Counter[tuple[str, int]] = Counter()
+
+    def count(file, group, where):
+        counts[where.name, group] += 1
+        return read_row_group(file, group, where)
+
+    monkeypatch.setattr(reader, "read_row_group", count)
+    return counts
+
+
+def test_a_shuffled_pass_decodes_each_row_group_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: Counter
+) -> None:
+    path = make_cache(tmp_path / "cache", RESPONSES[:96], k=3, examples_per_shard=8)
+    probe = open_cache(path)
+    largest = int(probe._row_group_bytes().max())
+    monkeypatch.setattr(reader, "KEEP_BYTES", 3 * largest)
+    monkeypatch.setattr(reader, "MIN_KEPT_GROUPS", 1)
+    cache = open_cache(path)
+    order = cache.order(seed=4)
+    assert order.window_groups == 3
+    for epoch in range(3):
+        decoded.clear()
+        cache._groups.clear()
+        cache._kept_bytes = 0
+        for index in order.indices(epoch):
+            assert_equal(cache[index], RESPONSES[index])
+        assert set(decoded.values()) == {1}
+        assert len(decoded) == 12
+    decoded.clear()
+    for index in np.random.default_rng(0).permutation(96):  # what a full shuffle would cost
+        cache[int(index)]
+    assert decoded.total() > 40
+
+
+def test_the_manifest_tells_what_row_groups_take_decoded(path: Path) -> None:
+    """Exactly, where all rows have the same number of entries."""
+    cache = open_cache(path)
+    sizes = []
+    for index in (0, ROW_GROUP_RESPONSES, ROW_GROUP_RESPONSES + 20):
+        before = cache._kept_bytes
+        cache[index]
+        sizes.append(cache._kept_bytes - before)
+    assert cache._row_group_bytes()[:3].tolist() == sizes
+    held = sum(
+        getattr(response, name).nbytes
+        for response in RESPONSES[:ROW_GROUP_RESPONSES]
+        for name in ("input_ids", "num_entries", "entry_token_ids", "entry_logprobs")
+    )
+    assert sizes[0] > held
+
+
+def test_the_window_follows_from_the_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_cache(path).order(0).window_groups > 4  # all of them: a full shuffle
+    monkeypatch.setattr(reader, "KEEP_BYTES", 1)
+    assert open_cache(path).order(0).window_groups == reader.MIN_KEPT_GROUPS
 
 
 def read_some(cache: LogitCache, indices: list[int]) -> list[bytes]:
@@ -130,6 +223,44 @@ def test_workers_read_the_same_numbers(path: Path, method: str) -> None:
     with multiprocessing.get_context(method).Pool(2) as pool:
         found = pool.starmap(read_some, [(cache, indices)] * 2)
     assert found == [[RESPONSES[i].entry_logprobs.tobytes() for i in indices]] * 2
+
+
+def files_after_fork(cache: LogitCache, index: int) -> tuple[bool, bool, bytes]:
+    """In a worker: was the parent's file used, is it still used later, and what was read."""
+    inherited = cache._files.get(0)
+    logprobs = cache[index].entry_logprobs.tobytes()
+    own = cache._files[0]
+    cache[0]
+    return own is inherited, own is not cache._files[0], logprobs
+
+
+def child_main(cache: LogitCache, index: int, sender) -> None:
+    sender.send(files_after_fork(cache, index))
+
+
+def test_a_fork_opens_its_own_files(path: Path) -> None:
+    """A forked worker inherits the object as it is: its open files share their place with ours."""
+    cache = open_cache(path)
+    _ = cache[0]
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=child_main, args=(cache, ROW_GROUP_RESPONSES + 1, sender))
+    child.start()
+    reused, reopened, logprobs = receiver.recv()
+    child.join()
+    assert not reused
+    assert not reopened
+    assert logprobs == RESPONSES[ROW_GROUP_RESPONSES + 1].entry_logprobs.tobytes()
+    assert_equal(cache[ROW_GROUP_RESPONSES + 1], RESPONSES[ROW_GROUP_RESPONSES + 1])
+
+
+def test_opening_decodes_no_lengths(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening takes the same time for any number of responses in a shard."""
+    monkeypatch.setattr("storage_schema.lengths.zlib", None)
+    cache = open_cache(path)
+    assert len(cache) == len(RESPONSES)
+    with pytest.raises(AttributeError):
+        _ = cache.sequence_lengths
 
 
 def test_a_pickled_cache_is_small_and_keeps_what_was_verified(path: Path) -> None:

@@ -19,6 +19,7 @@ from storage_schema import Response, claim_plan, write_shard
 from storage_schema.audit import CacheAudit
 from storage_schema.codec import encode
 from storage_schema.errors import CacheDamagedError
+from storage_schema.lengths import decode_lengths, encode_lengths
 from storage_schema.shard import shard_metadata, shard_path
 
 RESPONSES = random_responses(6)
@@ -99,6 +100,13 @@ def other_examples(cache: Path) -> None:
     ids = RESPONSES[0].input_ids.copy()
     ids[0] ^= 1
     rewrite_row(cache, dataclasses.replace(RESPONSES[0], input_ids=ids))
+
+
+def one_token_more(document: dict[str, Any]) -> None:
+    shard = document["shards"][0]
+    lengths = decode_lengths(shard["sequence_lengths"], shard["num_examples"], "test")
+    lengths[0] += 1
+    shard["sequence_lengths"] = encode_lengths(lengths)
 
 
 def one_entry_more(document: dict[str, Any]) -> None:
@@ -213,11 +221,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other examples": (other_examples, "hold examples with fingerprint"),
     "edited length": (
-        lambda c: edit(
-            c,
-            "manifest.json",
-            lambda d: d["shards"][0]["sequence_lengths"].__setitem__(0, LENGTH + 1),
-        ),
+        lambda c: edit(c, "manifest.json", one_token_more),
         f"response 0 has {LENGTH} tokens, {RESPONSES[0].num_response_tokens} of them response; "
         f"the manifest lists {LENGTH + 1} and",
     ),

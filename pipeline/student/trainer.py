@@ -15,8 +15,10 @@ from transformers import Trainer
 
 from pipeline.student.kl_settings import KlSettings
 from pipeline.student.losses import LossSums, sum_losses
+from pipeline.student.sampler import CacheSampler, FollowEpochs
 from pipeline.student.support import TeacherRows
 from pipeline.training.collation import IGNORED_LABEL, can_keep_logits
+from storage_schema.reader import LogitCache
 
 
 class StudentTrainer(Trainer):  # type: ignore[misc]
@@ -31,8 +33,16 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         self.alpha = alpha
         self.kl_settings = kl_settings
         self._keeps_logits = can_keep_logits(self.model)
+        self._cache_sampler: CacheSampler | None = None
+        if isinstance(self.train_dataset, LogitCache):
+            self._cache_sampler = CacheSampler(self.train_dataset.order(self.args.seed))
+            self.add_callback(FollowEpochs(self._cache_sampler))
         # Sums since the last log, while training (True) and evaluating (False).
         self._sums: dict[bool, Tensor | None] = {True: None, False: None}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Read a cache in its own shuffled order; another data set in the Trainer's."""
+        return self._cache_sampler or super()._get_train_sampler(train_dataset)
 
     def compute_loss(
         self,
