@@ -12,16 +12,20 @@ docs/results/cache-codec.md explains the columns.
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from codec_rows import Source, load_sources
 from codec_variants import Decoded, Variant, variants
 
+INPUT_COLUMNS = ("example_id", "input_ids", "response_start")
 DEFAULT_MIN_PROB = 1e-4  # of precompute-logits; a test compares
 
 
@@ -61,6 +65,7 @@ def describe(source: Source, variant: Variant, encode_s: float, decode_s: float)
     decoded = variant.flatten(variant.decode())
     mean_error, max_error = kl_errors(source, decoded)
     num_bytes, num_entries = variant.file.stat().st_size, len(decoded[1])
+    row_bytes = num_bytes - input_bytes(variant.file)
     return {
         "variant": variant.name,
         "min_prob": variant.min_prob,
@@ -68,11 +73,29 @@ def describe(source: Source, variant: Variant, encode_s: float, decode_s: float)
         "bytes_per_token": num_bytes / source.num_rows,
         "bytes_per_entry": num_bytes / num_entries,
         "bits_per_entry": 8 * num_bytes / num_entries,
+        "row_bytes_per_entry": row_bytes / num_entries,
         "encode_tokens_per_s": source.num_rows / encode_s,
         "decode_tokens_per_s": source.num_rows / decode_s,
         "kl_error_nats": mean_error if source.has_logits else None,
         "kl_error_nats_max": max_error if source.has_logits else None,
     }
+
+
+def input_bytes(file: Path) -> int:
+    """Bytes that the data set itself takes in a Parquet file, and not the teacher's rows."""
+    if file.suffix != ".parquet":
+        return 0
+    metadata = pq.read_metadata(file)
+    columns = [
+        metadata.row_group(group).column(column)
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    ]
+    return sum(
+        column.total_compressed_size
+        for column in columns
+        if column.path_in_schema.partition(".")[0] in INPUT_COLUMNS
+    )
 
 
 def kl_errors(source: Source, decoded: Decoded) -> tuple[float, float]:
@@ -84,7 +107,7 @@ def kl_errors(source: Source, decoded: Decoded) -> tuple[float, float]:
     keys = np.arange(len(exact_ids))[:, None] << 32 | exact_ids
     order = np.argsort(keys, axis=None)
     wanted = rows << 32 | ids
-    place = np.searchsorted(keys.ravel()[order], wanted)
+    place = np.minimum(np.searchsorted(keys.ravel()[order], wanted), keys.size - 1)
     if len(counts) != len(exact_ids) or (keys.ravel()[order][place] != wanted).any():
         raise SystemExit(f"{source.name}: ids read back are not those written")
     p, q = (_renormalised(rows, values) for values in (exact.ravel()[order][place], logprobs))
@@ -97,29 +120,29 @@ def _renormalised(rows: np.ndarray, logprobs: np.ndarray) -> np.ndarray:
     return logprobs - np.log(np.bincount(rows, np.exp(logprobs)))[rows]
 
 
-def print_table(name: str, source: Source, results: list[dict]) -> None:
+def print_table(source: Source, results: list[dict], out: TextIO) -> None:
     """Print one source's results for people."""
     print(
-        f"\n{name}: {len(source.responses)} responses, {source.num_rows} response tokens, "
+        f"\n{source.name}: {len(source.responses)} responses, {source.num_rows} response tokens, "
         f"vocabulary {source.vocabulary_size}, k {source.k}"
-    )
-    print(
-        f"{'format':34} {'min_prob':>8} {'entries':>7} {'B/token':>8} {'B/entry':>7} "
-        f"{'bit/entry':>9} {'enc ktok/s':>10} {'dec ktok/s':>10} {'KL error':>8} {'x pyarrow':>9} "
-        f"{'x DistillKit':>12}"
+        f"{'' if source.has_logits else '; values were rounded before, which favours pyarrow'}\n"
+        f"{'format':33}{'min_prob':>9}{'entries':>8}{'B/token':>8}{'B/entry':>8}{'rows only':>10}"
+        f"{'enc ktok/s':>11}{'dec ktok/s':>11}{'KL error':>9}{'x pyarrow':>10}{'x DistillKit':>13}",
+        file=out,
     )
     for r in results:
         error = "-" if r["kl_error_nats"] is None else f"{r['kl_error_nats']:.1e}"
         print(
-            f"{r['variant']:34} {r['min_prob']:8g} {r['entries_per_token']:7.1f} "
-            f"{r['bytes_per_token']:8.1f} {r['bytes_per_entry']:7.2f} {r['bits_per_entry']:9.1f} "
-            f"{r['encode_tokens_per_s'] / 1e3:10.0f} {r['decode_tokens_per_s'] / 1e3:10.0f} "
-            f"{error:>8} {r['ratio_vs_pyarrow_default']:9.2f} {r['ratio_vs_distillkit']:12.2f}"
+            f"{r['variant']:33}{r['min_prob']:9g}{r['entries_per_token']:8.1f}"
+            f"{r['bytes_per_token']:8.1f}{r['bytes_per_entry']:8.2f}{r['row_bytes_per_entry']:10.2f}"
+            f"{r['encode_tokens_per_s'] / 1e3:11.0f}{r['decode_tokens_per_s'] / 1e3:11.0f}"
+            f"{error:>9}{r['ratio_vs_pyarrow_default']:10.2f}{r['ratio_vs_distillkit']:13.2f}",
+            file=out,
         )
 
 
 def main() -> None:
-    """Measure every source and print tables, or one JSON object."""
+    """Measure every source; print tables, with --json to stderr and one object to stdout."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -147,8 +170,7 @@ def main() -> None:
                     "num_response_tokens": source.num_rows,
                     "others": [other for other in results if other is not result],
                 }
-        if not arguments.json:
-            print_table(source.name, source, results)
+        print_table(source, results, sys.stderr if arguments.json else sys.stdout)
     if arguments.json:
         print(json.dumps({"rounds": arguments.rounds, "datasets": datasets}, indent=1))
 
