@@ -168,7 +168,7 @@ def main() -> None:
                 datasets[f"{source.name}, k {source.k}{cut}"] = {
                     **result,
                     "num_response_tokens": source.num_rows,
-                    "others": [other for other in results if other is not result],
+                    "others": [r for r in results if r["variant"] != "ours"],
                 }
         print_table(source, results, sys.stderr if arguments.json else sys.stdout)
     if arguments.json:
