@@ -5,6 +5,7 @@ float16-rounded values: as small on disk as float16, readable by every Parquet r
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ import pyarrow as pa
 from storage_schema.errors import CacheDamagedError, RowError
 from storage_schema.layout import MAX_MASS_EXCESS, MIN_LOGPROB, SCHEMA
 from storage_schema.response import Response
-from storage_schema.rows import round_logprobs
 
 # How far two roundings of one log-probability may lie apart, relative: two float16 steps.
 _STEP = 2.0**-9
@@ -53,7 +53,7 @@ def check_response(
     rows = np.repeat(np.arange(len(counts)), counts)
     _check_order(response, rows)
     _check_min_prob(response, rows, min_prob)
-    _check_mass(response, rows)
+    _check_mass(response)
     _check_labels(response, rows)
 
 
@@ -98,7 +98,9 @@ def _check_ids(name: str, ids: npt.NDArray[np.int32], vocabulary_size: int) -> N
 
 
 def _check_logprobs(name: str, values: npt.NDArray[np.float32]) -> None:
-    bad = ~((values <= 0.0) & (values >= MIN_LOGPROB)) | (values != round_logprobs(values))
+    with np.errstate(over="ignore"):  # out of range, and reported as such
+        rounded = values.astype(np.float16).astype(np.float32)
+    bad = ~((values <= 0.0) & (values >= MIN_LOGPROB)) | (values != rounded)
     if bad.any():
         where = int(np.argmax(bad))
         raise RowError(
@@ -140,9 +142,9 @@ def _check_min_prob(response: Response, rows: npt.NDArray[np.intp], min_prob: fl
         )
 
 
-def _check_mass(response: Response, rows: npt.NDArray[np.intp]) -> None:
-    probs = np.exp(response.entry_logprobs.astype(np.float64))
-    mass = np.bincount(rows, weights=probs, minlength=len(response.num_entries))
+def _check_mass(response: Response) -> None:
+    starts = np.cumsum(response.num_entries) - response.num_entries
+    mass = np.add.reduceat(np.exp(response.entry_logprobs), starts, dtype=np.float64)
     total = mass + np.exp(response.log_tail_mass.astype(np.float64))
     if abs(total - 1.0).max() > MAX_MASS_EXCESS:
         bad = int(np.argmax(abs(total - 1.0)))
@@ -154,7 +156,7 @@ def _check_mass(response: Response, rows: npt.NDArray[np.intp]) -> None:
 
 def _check_labels(response: Response, rows: npt.NDArray[np.intp]) -> None:
     labels = response.input_ids[response.response_start :]
-    in_support = response.entry_token_ids == labels[rows]
+    in_support = np.flatnonzero(response.entry_token_ids == labels[rows])
     stored = response.label_logprobs[rows[in_support]]
     found = response.entry_logprobs[in_support]
     wrong = abs(stored - found) > _STEP * abs(found) + 1e-6
@@ -214,15 +216,14 @@ def decode(table: pa.Table) -> list[Response]:
         )
     columns: dict[str, Any] = {}
     for field in SCHEMA:
-        column = table.column(field.name).combine_chunks()
+        column = table.column(field.name)
+        # combine_chunks() copies even a single chunk.
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
         if column.null_count:
             raise CacheDamagedError(f"column {field.name} holds {column.null_count} nulls")
         columns[field.name] = _lists(column) if pa.types.is_list(field.type) else column.to_pylist()
     identifiers = columns.pop("example_id")
-    responses = [
-        Response(**{name: values[row] for name, values in columns.items()})
-        for row in range(table.num_rows)
-    ]
+    responses = list(map(Response, *(columns[field.name] for field in fields(Response))))
     for row, response in enumerate(responses):
         if response.example_id != identifiers[row]:
             raise CacheDamagedError(
@@ -233,7 +234,7 @@ def decode(table: pa.Table) -> list[Response]:
 
 
 def _lists(column: Any) -> list[npt.NDArray[Any]]:
-    offsets = column.offsets.to_numpy()
+    offsets = column.offsets.to_numpy().tolist()  # slicing by Python integers is faster
     values = column.values.to_numpy(zero_copy_only=True)
     return [values[low:high] for low, high in zip(offsets[:-1], offsets[1:], strict=True)]
 

@@ -21,7 +21,7 @@ def example_id(input_ids: npt.NDArray[np.integer], response_start: int) -> bytes
     The digest covers the little-endian int32 response start followed by the little-endian
     int32 token ids, so anyone can recompute it from a row.
     """
-    start = np.asarray([response_start], dtype="<i4").tobytes()
+    start = int(response_start).to_bytes(4, "little", signed=True)
     return hashlib.sha256(start + np.asarray(input_ids, dtype="<i4").tobytes()).digest()
 
 

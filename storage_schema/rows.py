@@ -19,7 +19,8 @@ def round_logprobs(logprobs: npt.NDArray[np.floating]) -> Float32Array:
     [-2^(e+1), -2^e) by at most 2^(e-11): 0.002 nats at -4, 0.0005 at -1.
     """
     finite = np.clip(logprobs, MIN_LOGPROB, 0.0).astype(np.float16).astype(np.float32)
-    return np.where(np.isneginf(logprobs), -np.inf, finite).astype(np.float32) + np.float32(0.0)
+    finite += np.float32(0.0)  # -0.0 becomes 0.0
+    return np.where(np.isneginf(logprobs), np.float32(-np.inf), finite)
 
 
 def response_from_rows(
@@ -66,43 +67,43 @@ def response_from_rows(
     if np.isnan(logprobs_NK).any() or np.isnan(label_logprobs_N).any():
         raise RowError("the teacher returned NaN log-probabilities")
     usable_NK = (token_ids_NK >= 0) & (token_ids_NK < vocabulary_size) & ~np.isneginf(logprobs_NK)
-    order_NK = _order(token_ids_NK, logprobs_NK, usable_NK)[:, :k]
+    if not usable_NK.any(1).all():
+        bad = int(np.argmin(usable_NK.any(1)))
+        raise RowError(f"row {bad} has no finite entry in the vocabulary")
+    order_NK = np.argsort(_sort_keys(token_ids_NK, logprobs_NK, usable_NK), axis=1)[:, :k]
     ids_NK = np.take_along_axis(token_ids_NK, order_NK, 1)
     logprobs_NK = np.take_along_axis(logprobs_NK, order_NK, 1).astype(np.float64)
     keep_NK = np.take_along_axis(usable_NK, order_NK, 1)
-    if not keep_NK.any(1).all():
-        bad = int(np.argmin(keep_NK.any(1)))
-        raise RowError(f"row {bad} has no finite entry in the vocabulary")
     if min_prob > 0:
         keep_NK[:, 1:] &= logprobs_NK[:, 1:] >= np.log(min_prob)
-    rounded_NK = round_logprobs(logprobs_NK)
-    order_NK = _order(ids_NK, rounded_NK, keep_NK)  # rounding makes ties: sort once more
     num_entries = keep_NK.sum(1)
-    first_NK = np.arange(ids_NK.shape[1]) < num_entries[:, None]
+    # Rounding makes ties: sort once more. What is not kept sorts behind the rest of its row.
+    keys_NK = np.sort(_sort_keys(ids_NK, round_logprobs(logprobs_NK), keep_NK), axis=1)
+    keys = keys_NK[np.arange(keys_NK.shape[1]) < num_entries[:, None]]
     return Response(
         input_ids=np.asarray(input_ids, np.int32),
         response_start=int(response_start),
         num_entries=num_entries.astype(np.int32),
-        entry_token_ids=np.take_along_axis(ids_NK, order_NK, 1)[first_NK].astype(np.int32),
-        entry_logprobs=np.take_along_axis(rounded_NK, order_NK, 1)[first_NK],
+        entry_token_ids=keys.astype(np.int32),
+        entry_logprobs=np.float32(0.0) - (keys >> 32).astype(np.int32).view(np.float32),
         label_logprobs=round_logprobs(np.maximum(label_logprobs_N, MIN_LOGPROB)),
         log_tail_mass=round_logprobs(_log_tail_mass(logprobs_NK, keep_NK)),
     )
 
 
-def _order(
+def _sort_keys(
     token_ids_NK: npt.NDArray[np.integer],
     logprobs_NK: npt.NDArray[np.floating],
     usable_NK: npt.NDArray[np.bool_],
-) -> npt.NDArray[np.intp]:
-    """Return the order of each row: log-probability descending, then id ascending, unusable last.
+) -> npt.NDArray[np.int64]:
+    """Return keys that sort by log-probability descending, then id ascending, unusable last.
 
-    One integer key an entry, the bits of the float32 -logprob above the id, sorts several times
-    faster than np.lexsort.
+    A key is the bits of the float32 -logprob above the id: sorting it is several times faster
+    than np.lexsort, and a sorted key gives its id and float32 log-probability back.
     """
     bits_NK = (np.float32(0.0) - np.minimum(logprobs_NK, 0.0).astype(np.float32)).view(np.int32)
     keys_NK = bits_NK.astype(np.int64) << 32 | token_ids_NK.astype(np.int64)
-    return np.argsort(np.where(usable_NK, keys_NK, np.iinfo(np.int64).max), axis=1)
+    return np.where(usable_NK, keys_NK, np.iinfo(np.int64).max)
 
 
 def _log_tail_mass(

@@ -18,7 +18,6 @@ from cache_factory import make_cache, random_responses
 
 from storage_schema import errors, layout, open_cache
 from storage_schema.lengths import PREFIX, decode_lengths
-from storage_schema.response import Response
 from storage_schema.shard import shard_path
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "storage-format.md").read_text("utf-8")
@@ -208,35 +207,3 @@ def test_page_checksums_are_written(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(OSError, match="CRC"):
         pq.ParquetFile(path, page_checksum_verification=True).read()
-
-
-def assert_same_numbers(row: dict, response: Response) -> None:
-    assert row["response_start"] == response.response_start
-    for name in (
-        "input_ids",
-        "num_entries",
-        "entry_token_ids",
-        "entry_logprobs",
-        "label_logprobs",
-        "log_tail_mass",
-    ):
-        assert row[name] == getattr(response, name).tolist(), name
-
-
-def test_plain_pyarrow_reads_the_same_numbers(cache: Path) -> None:
-    rows = pq.read_table(cache / "shards").to_pylist()
-    for row, response in zip(rows, RESPONSES, strict=True):
-        assert_same_numbers(row, response)
-
-
-def test_hugging_face_datasets_reads_the_same_numbers(cache: Path, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    found = datasets.load_dataset(
-        "parquet",
-        data_files=sorted(str(path) for path in (cache / "shards").iterdir()),
-        split="train",
-        cache_dir=str(tmp_path),
-    )
-    for row, response in zip(found, RESPONSES, strict=True):
-        assert row["example_id"] == response.example_id
-        assert_same_numbers(row, response)
