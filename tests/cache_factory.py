@@ -20,6 +20,7 @@ def make_plan(
     min_prob: float = 0.0,
     examples_per_shard: int = 4,
     max_sequence_tokens: int = 256,
+    chat_template: str | None = None,
 ) -> Plan:
     """A plan that fits the responses."""
     return Plan(
@@ -28,7 +29,7 @@ def make_plan(
             "vocabulary_fingerprint": vocabulary_fingerprint,
             "vocabulary_size": vocabulary_size,
         },
-        template={"name": "plain", "fingerprint": "0"},
+        template={"name": "test", "fingerprint": "0", "chat_template": chat_template},
         dataset={
             "name": "test",
             "num_examples": len(responses),

@@ -113,6 +113,25 @@ def test_exit_codes_and_messages(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
+def test_what_the_system_refuses_is_said_in_a_line(tmp_path: Path, tiny_model: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "say the sum", "completion": "two numbers"}) + "\n")
+    arguments = ["--teacher", str(tiny_model), "--data", str(data), "--engine", "transformers"]
+    arguments += ["--k", "4", "--max-prompt-tokens", "60", "--max-sequence-tokens", "90"]
+    code, output = run_cli("precompute-logits", *arguments, "--output", str(data / "cache"))
+    assert code == 1
+    assert "Not a directory" in output
+    assert "Traceback" not in output
+
+
+def test_a_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    common = ["--student", "x", "--cache", "~/none", "--output", "~/o", "--alpha", "1"]
+    code, output = run_cli("train-student", *common)
+    assert code == 1
+    assert f"no logit cache at {tmp_path / 'none'}" in output
+
+
 def test_config_file_gives_defaults_and_flags_override(tmp_path: Path) -> None:
     cache = tmp_path / "from-file"
     config = tmp_path / "my.yaml"
@@ -128,6 +147,9 @@ def test_config_file_gives_defaults_and_flags_override(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("train-student: {batch_size: true}", "train-student: batch_size is True, expected int"),
+        ("train-student: {max-steps: 1.7}", "train-student: max_steps is 1.7, expected int"),
+        ("train-student: {student: [a]}", "train-student: student is ['a'], expected str"),
         ("train-student: {alphas: 1}", "train-student has no setting 'alphas'; it has alpha,"),
         ("train-studnet: {alpha: 1}", "unknown section 'train-studnet', expected run, finetune"),
         ("- 1", "holds a list, expected sections"),
@@ -179,10 +201,21 @@ def test_demo_recipe_is_read_and_fits_the_commands() -> None:
             {"train-student": {"student": "s", "epochs": "x"}},
             "train-student: Invalid value for '--ep",
         ),
-        ({"run": {"output": "o", "alphas": [-1]}}, "train-student: --alpha -1.0"),
+        ({"run": {"output": "o", "alphas": [-1]}}, "recipe.yaml: train-student: --alpha -1.0"),
+        ({"run": {"output": ""}}, "run.output is '', expected a directory name"),
+        ({"train-student": 3}, "section train-student is 3, expected settings"),
+        (
+            {"train-student": {"student": "s", "alpha": 1}},
+            "train-student.alpha is given by run_all",
+        ),
+        ({"evaluate-student": {"data": "d", "model": "m"}}, "evaluate-student.model is given by"),
         ({"evaluate-student": {}}, "evaluate-student: Missing option '--data'"),
         ({"evaluate-student": {"data": "d", "batch-size": 0}}, "evaluate-student: --batch-size 0"),
-        ({"finetune-teacher": {"data": "d"}}, "finetune-teacher: Missing option '--model'"),
+        (
+            {"finetune-teacher": {"data": "d"}, "precompute-logits": {"data": "d"}},
+            "finetune-teacher: Missing option '--model'",
+        ),
+        ({"finetune-teacher": {"model": "m"}}, "precompute-logits.teacher is given by run_all"),
     ],
 )
 def test_wrong_recipes_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:

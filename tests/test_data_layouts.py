@@ -103,3 +103,12 @@ def test_no_layout() -> None:
 def test_wrong_types(row: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         convert(row)
+
+
+def test_half_a_surrogate_pair_is_refused_by_row_and_field() -> None:
+    with pytest.raises(
+        DataError, match=r"row 7: field 'completion' holds '\\ud800' at character 1"
+    ):
+        convert({"prompt": "a", "completion": "b\ud800c"})
+    with pytest.raises(DataError, match="row 7: field 'messages' holds"):
+        convert({"messages": [{"role": "user", "content": "\udc00"}, ANSWER]})

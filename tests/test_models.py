@@ -11,8 +11,10 @@ from pipeline.errors import MissingPackageError, ModelError
 from pipeline.models import demo
 from pipeline.models.checkpoint import (
     Checkpoint,
+    describe_place,
     find_checkpoint,
     fingerprint_checkpoint,
+    max_positions,
     vocabulary_rows,
 )
 from pipeline.models.loading import load_model, load_tokenizer
@@ -150,3 +152,52 @@ def test_demo_model_is_an_ordinary_chat_checkpoint(demo_model: Path) -> None:
     assert tokenizer.chat_template
     assert demo.make_demo_model(demo_model) == demo_model
     assert [path.name for path in demo_model.parent.iterdir()] == ["model"]
+
+
+def test_damaged_weights_are_named(adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
+    torn = tmp_path / "torn"
+    shutil.copytree(tiny_model, torn)
+    weights = torn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="no model could be loaded from .*torn"):
+        load_model(find_checkpoint(str(torn)))
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ModelError, match="no model could be loaded from .*adapter"):
+        load_model(find_checkpoint(str(adapter)))
+
+
+def test_an_adapters_base_is_fetched_at_its_revision(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot_download(name: str, revision: str | None, **options: object) -> str:
+        asked.append((name, revision))
+        return str(adapter)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    changed = {**config, "base_model_name_or_path": "org/base", "revision": "v2"}
+    path.write_text(json.dumps(changed))
+    find_checkpoint(str(adapter))
+    assert asked == [("org/base", "v2")]
+
+
+def test_a_record_names_a_path_by_its_last_component(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("")
+    assert describe_place(str(tmp_path / "data.jsonl")) == "data.jsonl"
+    assert describe_place("org/model") == "org/model"
+    assert describe_place("demo:docstrings@train") == "demo:docstrings@train"
+
+
+def test_longest_sequence_is_read_from_nested_configs_too(tiny_model: Path, tmp_path: Path) -> None:
+    assert max_positions(find_checkpoint(str(tiny_model))) == 256
+    nested = {"text_config": {"max_position_embeddings": 77}}
+    (tmp_path / "config.json").write_text(json.dumps(nested))
+    assert max_positions(find_checkpoint(str(tmp_path))) == 77
+    (tmp_path / "config.json").write_text("{}")
+    assert max_positions(find_checkpoint(str(tmp_path))) is None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.student.config import TrainStudentConfig
 from pipeline.student.train import run
 from pipeline.student.trainer import StudentTrainer
 from pipeline.training.lora import load_trainable
-from storage_schema.errors import CacheNotFoundError
+from storage_schema.errors import CacheDamagedError, CacheNotFoundError
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +159,42 @@ def test_student_that_does_not_fit_is_refused(tiny_model, tmp_path):
     assert not (tmp_path / "student").exists()
 
 
+def test_student_takes_over_the_caches_chat_template(tiny_model, tmp_path, capsys):
+    tokenizer = load_tokenizer(find_checkpoint(str(tiny_model)))
+    facts = {
+        "vocabulary_size": vocabulary_size(tokenizer),
+        "vocabulary_fingerprint": fingerprint_vocabulary(tokenizer),
+    }
+    responses = random_responses(4, vocabulary_size=facts["vocabulary_size"], k=6)
+    for name, template in [("same", tokenizer.chat_template), ("other", "{{ messages }}")]:
+        cache = make_cache(tmp_path / name, responses, k=6, chat_template=template, **facts)
+        run(make_config(tiny_model, cache, tmp_path / f"student-{name}", max_steps=1))
+        saved = load_tokenizer(find_checkpoint(str(tmp_path / f"student-{name}")))
+        assert saved.chat_template == template
+        assert ("takes over the chat template" in capsys.readouterr().out) == (name == "other")
+
+
+def test_damage_is_found_before_training_and_claims_nothing(tiny_model, cache, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(cache, damaged)
+    shard = damaged / "shards" / "shard-00003.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CacheDamagedError, match=r"shard-00003\.parquet: SHA-256 is"):
+        run(make_config(tiny_model, damaged, tmp_path / "student"))
+    assert not (tmp_path / "student").exists()
+
+
 def test_training_from_an_adapter_is_refused(tiny_model, cache, tmp_path):
     config = make_config(tiny_model, cache, tmp_path / "student", max_steps=1)
     run(config)
     with pytest.raises(ModelError, match=f"{tmp_path / 'student'} is an adapter on"):
         load_trainable(find_checkpoint(str(tmp_path / "student")), config, None)
+    again = make_config(tmp_path / "student", cache, tmp_path / "again")
+    with pytest.raises(ModelError, match="is an adapter on"):
+        run(again)
+    assert not (tmp_path / "again").exists()  # nothing claimed: the corrected command may use it
 
 
 def test_diverged_run_is_stopped_and_named(tiny_model, cache, tmp_path):

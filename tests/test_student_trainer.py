@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cache_factory import random_response
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from pipeline.models.checkpoint import find_checkpoint
 from pipeline.student.batches import collate_labels, collate_teacher_rows
@@ -14,7 +14,6 @@ from pipeline.student.config import TrainStudentConfig
 from pipeline.student.kl_settings import KlSettings
 from pipeline.student.trainer import StudentTrainer
 from pipeline.training.arguments import build_arguments
-from pipeline.training.collation import collate_sequences
 from pipeline.training.lora import load_trainable
 from pipeline.training.precision import Precision
 from storage_schema.response import Response
@@ -61,16 +60,44 @@ def losses(trainer: Trainer, key: str = "loss") -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if "loss" in entry]
 
 
+def collate_by_hand(batch):
+    longest = max(len(response.input_ids) for response in batch)
+    columns = {"input_ids": [], "attention_mask": [], "labels": []}
+    for response in batch:
+        ids, start = response.input_ids.tolist(), response.response_start
+        padding = longest - len(ids)
+        columns["input_ids"].append(ids + [0] * padding)
+        columns["attention_mask"].append([1] * len(ids) + [0] * padding)
+        columns["labels"].append([-100] * start + ids[start:] + [-100] * padding)
+    return {name: torch.tensor(rows) for name, rows in columns.items()}
+
+
 def test_alpha_zero_equals_plain_trainer(tiny_model, tmp_path, responses):
-    """Same data order and seed. The stock loss sums in another shape, so 1e-6 and not 0."""
+    """Same data order and seed; labels, padding and arguments of the stock side made by hand."""
     ours = make_trainer(tiny_model, tmp_path / "a", responses, 0.0)
     ours.train()
     config = settings(tiny_model, 0.0)
     plain = Trainer(
         model=load_trainable(find_checkpoint(str(tiny_model)), config, Precision("float32", False)),
-        args=build_arguments(config, tmp_path / "b", Precision("float32", False)),
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "b"),
+            max_steps=config.max_steps or -1,
+            num_train_epochs=config.epochs,
+            learning_rate=config.peak_learning_rate,
+            per_device_train_batch_size=config.batch_size,
+            lr_scheduler_type=config.lr_schedule,
+            warmup_steps=config.warmup_ratio,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            seed=config.seed,
+            logging_steps=1,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            remove_unused_columns=False,
+        ),
         train_dataset=responses,
-        data_collator=collate_sequences,
+        data_collator=collate_by_hand,
     )
     plain.train()
     assert worst_difference(ours, plain) < 1e-6

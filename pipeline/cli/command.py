@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import os
 import sys
 import types
 import typing
@@ -125,7 +126,8 @@ def _config_option(name: str, config_type: type) -> click.Option:
     def load(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
         if value is not None:
             with _reported_errors():
-                context.default_map = read_section(Path(value), name, known)
+                section = read_section(Path(value), name, known)
+                context.default_map = _checked_values(section, config_type, f"{value}: {name}")
 
     return click.Option(
         ["--config"],
@@ -137,13 +139,32 @@ def _config_option(name: str, config_type: type) -> click.Option:
     )
 
 
-def read_section(path: Path, name: str, known: set[str]) -> dict[str, Any]:
+def _checked_values(section: dict[str, Any], config_type: type, where: str) -> dict[str, Any]:
+    """Refuse YAML values that click would convert without a word; a single text for a list is one.
+
+    Raises:
+        ConfigError: a boolean or fraction where a number or whole number is expected.
+    """
+    hints = typing.get_type_hints(config_type)
+    checked = {}
+    for key, value in section.items():
+        kind, multiple = _click_type(hints[key])
+        wrong = isinstance(value, bool) and kind is not bool
+        wrong |= isinstance(value, float) and kind is int
+        wrong |= isinstance(value, dict) or (isinstance(value, list) and not multiple)
+        if wrong:
+            raise ConfigError(f"{where}: {key} is {value!r}, expected {kind.__name__}")
+        checked[key] = [value] if multiple and isinstance(value, str) else value
+    return checked
+
+
+def read_section(path: Path, name: str, known: set[str] | None) -> dict[str, Any]:
     """Return one command's section of a config file, keys with underscores.
 
     Args:
         path: a YAML file of sections, one a command.
         name: the section; {} when it is absent.
-        known: the settings the section may hold.
+        known: the settings the section may hold; None allows any.
 
     Raises:
         ConfigError: the file is not YAML of that shape, or names an unknown section or setting.
@@ -164,13 +185,16 @@ def read_section(path: Path, name: str, known: set[str]) -> dict[str, Any]:
         raise ConfigError(f"{path}: section {name} is {section!r}, expected settings")
     settings = {str(key).replace("-", "_"): value for key, value in section.items()}
     for key in settings:
-        if key not in known:
+        if known is not None and key not in known:
             flags = ", ".join(sorted(known)).replace("_", "-")
             raise ConfigError(f"{path}: {name} has no setting {key!r}; it has {flags}")
     return settings
 
 
 def _build(config_type: type, values: dict[str, Any]) -> Any:
+    for name, value in values.items():
+        if isinstance(value, str) and value.startswith("~"):
+            values[name] = os.path.expanduser(value)
     try:
         return config_type(**values)
     except ConfigError as error:
@@ -183,3 +207,7 @@ def _reported_errors() -> typing.Iterator[None]:
         yield
     except SmoothkdError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:  # a full disk, a read-only folder, a file where a folder should be
+        if error.filename is None:
+            raise
+        raise click.ClickException(f"{error.filename}: {error.strerror}") from error

@@ -3,14 +3,13 @@
 python -m pipeline.cli.recipe my.yaml
 """
 
+import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipeline.cli.command import read_section
+from pipeline.cli.command import CONFIG_SECTIONS, read_section
 from pipeline.cli.reference import load_command
 from pipeline.errors import ConfigError
 from storage_schema.errors import SmoothkdError
@@ -29,48 +28,64 @@ def read_recipe(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise ConfigError(f"no recipe at {path}")
     run = read_section(path, "run", RUN_SETTINGS)
-    if not isinstance(run.get("output"), str):
+    output = run.get("output")
+    if not isinstance(output, str) or not output:
         raise ConfigError(f"{path}: run.output is {run.get('output')!r}, expected a directory name")
-    student = _setting(path, "train-student", "student")
+    output = run["output"] = os.path.expanduser(output)
+    sections = {name: read_section(path, name, None) for name in CONFIG_SECTIONS}
+    student = sections["train-student"].get("student")
     if student is None:
         raise ConfigError(f"{path}: train-student names no student")
-    finetune = "finetune-teacher" in (yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    teacher = (
-        f"{run['output']}/teacher" if finetune else _setting(path, "precompute-logits", "teacher")
-    )
+    finetune = bool(sections["finetune-teacher"])
+    _refuse_filled_in(path, sections, finetune)
+    teacher = f"{output}/teacher" if finetune else sections["precompute-logits"].get("teacher")
     if teacher is None:
         raise ConfigError(
             f"{path}: no teacher: give a section finetune-teacher, or precompute-logits.teacher"
         )
     alphas = list(map(str, _list(path, run, "alphas", [0, 0.1, 1], (int, float))))
-    _check_stages(path, run["output"], teacher, alphas, finetune)
+    _check_stages(path, output, teacher, alphas, finetune)
     return {
-        "output": run["output"],
-        "demo_model": str(run.get("demo_model") or ""),
+        "output": output,
+        "demo_model": os.path.expanduser(str(run.get("demo_model") or "")),
         "alphas": " ".join(alphas),
         "baselines": " ".join(_list(path, run, "baselines", ["student"], (str,), BASELINES)),
-        "student": student,
-        "teacher": teacher,
+        "student": os.path.expanduser(str(student)),
+        "teacher": os.path.expanduser(str(teacher)),
         "finetune": "yes" if finetune else "",
     }
+
+
+def _refuse_filled_in(path: Path, sections: dict[str, dict[str, Any]], finetune: bool) -> None:
+    """Refuse settings that run_all.sh gives itself: they would be ignored."""
+    given = {name: ["output"] for name in CONFIG_SECTIONS if name not in ("run", "verify-cache")}
+    given["train-student"] += ["cache", "alpha"]
+    given["evaluate-student"] += ["model"]
+    if finetune:
+        given["precompute-logits"] += ["teacher"]
+    for section, names in given.items():
+        for name in names:
+            if name in sections[section]:
+                raise ConfigError(
+                    f"{path}: {section}.{name} is given by run_all.sh, which would ignore "
+                    f"{sections[section][name]!r}; leave it out"
+                )
 
 
 def _check_stages(path: Path, output: str, teacher: str, alphas: list[str], finetune: bool) -> None:
     """Build every stage's config as run_all.sh will ask for it."""
     common = ["--config", str(path), "--output", output]
-    if finetune:
-        load_command("finetune-teacher").check(common)
-    load_command("precompute-logits").check([*common, "--teacher", teacher])
-    for alpha in alphas:
-        load_command("train-student").check([*common, "--cache", output, "--alpha", alpha])
-    scores = ["--output", "scores.json", "--model", output]
-    load_command("evaluate-student").check(["--config", str(path), *scores])
-
-
-def _setting(path: Path, section: str, name: str) -> str | None:
-    document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    value = (document.get(section) or {}).get(name)
-    return None if value is None else str(value)
+    try:
+        if finetune:
+            load_command("finetune-teacher").check(common)
+        load_command("precompute-logits").check([*common, "--teacher", teacher])
+        for alpha in alphas:
+            load_command("train-student").check([*common, "--cache", output, "--alpha", alpha])
+        scores = ["--output", "scores.json", "--model", output]
+        load_command("evaluate-student").check(["--config", str(path), *scores])
+    except ConfigError as error:
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise ConfigError(f"{where}{error}") from error
 
 
 def _list(

@@ -122,7 +122,19 @@ def _text(row: dict[str, Any], field: str, number: int) -> str:
         return ""
     if not isinstance(value, str):
         raise DataError(f"row {number}: field {field!r} is {_shown(value)}: expected text")
+    _check_unicode(value, field, number)
     return value
+
+
+def _check_unicode(value: str, field: str, number: int) -> None:
+    """Refuse half a surrogate pair, which JSON can hold and no tokenizer reads."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"row {number}: field {field!r} holds {value[error.start]!r} at character "
+            f"{error.start}, which is no Unicode text"
+        ) from error
 
 
 def _shown(value: Any) -> str:
@@ -176,5 +188,6 @@ def _message(item: Any, place: int, number: int) -> dict[str, Any]:
             f"row {number}: field 'messages', message {place} is {_shown(item)}: expected "
             "{role, content}, both text"
         )
+    _check_unicode(item["content"], "messages", number)
     # Datasets fill absent keys with None; a template must see them absent.
     return {key: value for key, value in item.items() if value is not None}

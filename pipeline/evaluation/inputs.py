@@ -20,6 +20,7 @@ from pipeline.models.checkpoint import (
     Checkpoint,
     find_checkpoint,
     fingerprint_checkpoint,
+    max_positions,
     vocabulary_rows,
 )
 from pipeline.models.loading import load_tokenizer
@@ -122,7 +123,7 @@ def _check_fit(
             f"model {name!r} has {rows} vocabulary rows, its tokenizer gives token id {largest}: "
             "tokenizer and model do not belong together"
         )
-    positions = _max_positions(checkpoint)
+    positions = max_positions(checkpoint)
     longest_prompt = max(example.response_start for example in dataset.examples)
     longest = max(len(example.input_ids) for example in dataset.examples)
     needed = max(longest, longest_prompt + config.max_new_tokens)
@@ -133,11 +134,3 @@ def _check_fit(
             f"response {longest}): lower --max-prompt-tokens, --max-sequence-tokens or "
             "--max-new-tokens"
         )
-
-
-def _max_positions(checkpoint: Checkpoint) -> int | None:
-    settings = json.loads((checkpoint.model_path / "config.json").read_text(encoding="utf-8"))
-    value = settings.get(
-        "max_position_embeddings", settings.get("text_config", {}).get("max_position_embeddings")
-    )
-    return value if isinstance(value, int) else None

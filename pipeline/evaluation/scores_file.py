@@ -53,7 +53,8 @@ def is_finished(path: Path, scores: dict[str, Any], name: str, identity: dict[st
         raise OutputExistsError(
             f"{path} holds scores of another model under the name {name!r}:\n  "
             + "\n  ".join(lines)
-            + "\ngive this one another name (--model NAME=PATH), or choose another --output"
+            + "\ngive this one another name (--model NAME=PATH), choose another --output, or "
+            f"delete its entry in {path.name}"
         )
     return predictions_path(path, name).exists()
 

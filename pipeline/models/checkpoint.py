@@ -14,7 +14,7 @@ from pipeline.errors import ModelError
 
 ADAPTER_CONFIG = "adapter_config.json"
 # Never *.bin or *.pt: those are pickles.
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,13 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
                 "(a peft adapter) in it"
             )
         return Checkpoint(name, path, None)
-    base = _read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    config = _read_json(path / ADAPTER_CONFIG)
+    base = config.get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{path / ADAPTER_CONFIG} does not name its base_model_name_or_path")
     try:
-        return Checkpoint(name, _local_directory(str(base), None), path)
+        base_revision = None if Path(str(base)).is_dir() else config.get("revision")
+        return Checkpoint(name, _local_directory(str(base), base_revision), path)
     except ModelError as error:
         raise ModelError(f"base model of the adapter {path}: {error}") from error
 
@@ -84,6 +86,23 @@ def read_model_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return _read_json(checkpoint.model_path / "config.json")
 
 
+def max_positions(checkpoint: Checkpoint) -> int | None:
+    """Return the longest sequence in tokens the model reads, or None when it sets no limit."""
+    config = read_model_config(checkpoint)
+    inner = config.get("text_config", {})
+    limit = config.get("max_position_embeddings", inner.get("max_position_embeddings"))
+    return limit if isinstance(limit, int) else None
+
+
+def describe_place(name: str) -> str:
+    """Return a model's or dataset's name for a record: of a path only its last component.
+
+    A folder that was moved keeps its name in the plan; its content has a fingerprint.
+    """
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
 def vocabulary_rows(checkpoint: Checkpoint) -> int:
     """Return how many logits the model has per position, padding rows included.
 
@@ -109,6 +128,7 @@ def fingerprint_checkpoint(checkpoint: Checkpoint) -> str:
             continue
         files = [directory / "config.json", directory / ADAPTER_CONFIG]
         files = [file for file in files if file.exists()] + sorted(directory.glob("*.safetensors"))
+        files += sorted(directory.glob("*.py"))  # model code, for those who trust it
         if not any(file.suffix == ".safetensors" for file in files):
             raise ModelError(
                 f"{directory} holds no *.safetensors: other weight formats are refused"

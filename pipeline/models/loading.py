@@ -2,12 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from pipeline.errors import ModelError
 from pipeline.models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# What the loaders raise for damaged, foreign or mismatched files.
+_UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -64,18 +68,16 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
+    path = checkpoint.model_path
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(checkpoint.model_path), use_safetensors=True, **options
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"no model could be loaded from {checkpoint.model_path}: {error}"
-        ) from error
-    if checkpoint.adapter_path is not None:
-        from peft import PeftModel
+        model = AutoModelForCausalLM.from_pretrained(str(path), use_safetensors=True, **options)
+        if checkpoint.adapter_path is not None:
+            from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(checkpoint.adapter_path))
-        if merge_adapter:
-            model = model.merge_and_unload()
+            path = checkpoint.adapter_path
+            model = PeftModel.from_pretrained(model, str(path))
+    except _UNLOADABLE as error:
+        raise ModelError(f"no model could be loaded from {path}: {error}") from error
+    if checkpoint.adapter_path is not None and merge_adapter:
+        model = model.merge_and_unload()
     return model.eval()

@@ -70,3 +70,16 @@ def _vocabulary_differences(student: StudentFacts, cached: dict[str, Any]) -> li
             f"predicts {student.vocabulary_rows}"
         )
     return lines
+
+
+def adopt_chat_template(tokenizer: "PreTrainedTokenizerBase", plan: Plan) -> None:
+    """Give the student's tokenizer the chat template its training prompts were worded with.
+
+    It is saved with the student. With another one every later prompt would be worded otherwise
+    than those it was trained on; a base model and its chat version share a vocabulary but often
+    not the template. A change is printed.
+    """
+    template = plan.template.get("chat_template")
+    if template is not None and tokenizer.chat_template != template:
+        print("the student takes over the chat template of the cache; its own is another or none")
+        tokenizer.chat_template = template

@@ -8,12 +8,12 @@ from pipeline.models.loading import load_tokenizer, pick_device
 from pipeline.run_record import finish_output
 from pipeline.student.batches import collate_labels, collate_teacher_rows
 from pipeline.student.config import TrainStudentConfig
-from pipeline.student.fit import check_fit, read_student_facts
+from pipeline.student.fit import adopt_chat_template, check_fit, read_student_facts
 from pipeline.student.trainer import StudentTrainer
 from pipeline.training.arguments import build_arguments
 from pipeline.training.callbacks import RunCallback
 from pipeline.training.checkpoints import remove_checkpoints
-from pipeline.training.lora import load_trainable
+from pipeline.training.lora import check_trainable, load_trainable
 from pipeline.training.model_config import load_model_config, stored_dtype
 from pipeline.training.precision import pick_precision
 from pipeline.training.quiet import quiet_transformers
@@ -38,10 +38,13 @@ def train_model(
         OutputExistsError: the output holds another run.
     """
     quiet_transformers()
+    check_trainable(checkpoint)
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=config.trust_remote_code)
     model_config = load_model_config(checkpoint, trust_remote_code=config.trust_remote_code)
     facts = read_student_facts(checkpoint, tokenizer, model_config)
     check_fit(facts, cache.plan, int(cache.sequence_lengths.max()), config.top_k)
+    adopt_chat_template(tokenizer, cache.plan)
+    cache.verify()  # damage is found now, not after hours of training
 
     output = Path(config.output)
     claim_output(output, COMMAND, identity, inputs)

@@ -18,7 +18,7 @@ from pipeline.training.collation import (
     collate_for_model_loss,
     collate_sequences,
 )
-from pipeline.training.lora import load_trainable
+from pipeline.training.lora import check_trainable, load_trainable
 from pipeline.training.model_config import check_length, load_model_config, stored_dtype
 from pipeline.training.precision import pick_precision
 from pipeline.training.quiet import quiet_transformers
@@ -42,6 +42,7 @@ def finetune_model(
         OutputExistsError: the output holds another run.
     """
     quiet_transformers()
+    check_trainable(checkpoint)
     model_config = load_model_config(checkpoint, trust_remote_code=config.trust_remote_code)
     check_length(model_config, max(len(example.input_ids) for example in dataset.examples))
 

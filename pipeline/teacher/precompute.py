@@ -4,12 +4,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.templates import chat_template
 from pipeline.data.tokenization import Example, TokenizedDataset, tokenize_dataset
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.checkpoint import (
     Checkpoint,
+    describe_place,
     find_checkpoint,
     fingerprint_checkpoint,
+    max_positions,
     read_model_config,
     vocabulary_rows,
 )
@@ -79,7 +82,7 @@ def make_plan(
     if config.k > size:
         raise ConfigError(f"--k is {config.k}, the vocabulary has {size} tokens")
     model_config = read_model_config(checkpoint)
-    limit = model_config.get("max_position_embeddings")
+    limit = max_positions(checkpoint)
     longest = max(len(example.input_ids) for example in dataset.examples)
     if limit is not None and longest + 1 > limit:
         raise ModelError(
@@ -91,7 +94,7 @@ def make_plan(
         dtype = model_config.get("dtype") or model_config.get("torch_dtype") or "float32"
     return Plan(
         teacher={
-            "name": checkpoint.name,
+            "name": describe_place(checkpoint.name),
             "fingerprint": fingerprint_checkpoint(checkpoint),
             "adapter": None if checkpoint.adapter_path is None else "merged",
             "revision": config.revision,
@@ -103,9 +106,14 @@ def make_plan(
             "vocabulary_fingerprint": fingerprint_vocabulary(tokenizer),
             "vocabulary_size": size,
         },
-        template={"name": config.template, "fingerprint": dataset.template_fingerprint},
+        template={
+            "name": config.template,
+            "fingerprint": dataset.template_fingerprint,
+            # The students of the cache take it over, so that their prompts are these prompts.
+            "chat_template": chat_template(tokenizer) if config.template == "chat" else None,
+        },
         dataset={
-            "name": config.data,
+            "name": describe_place(config.data),
             "num_examples": len(dataset.examples),
             "num_response_tokens": sum(
                 len(example.input_ids) - example.response_start for example in dataset.examples

@@ -62,20 +62,27 @@ class VllmEngine:
         set_vllm_environment(on_cpu)
         from vllm import LLM, SamplingParams
 
-        self._llm = LLM(
-            model=str(model_path),
-            dtype=dtype,
-            max_model_len=longest + 1,  # the one token every request generates
-            max_logprobs=k,
-            logprobs_mode="raw_logprobs",
-            tensor_parallel_size=tensor_parallel_size,
-            gpu_memory_utilization=gpu_memory_utilization,
-            enforce_eager=on_cpu,  # compiling takes longer than a CPU-sized pass
-            trust_remote_code=trust_remote_code,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            seed=0,
-        )
+        try:
+            self._llm = LLM(
+                model=str(model_path),
+                dtype=dtype,
+                max_model_len=longest + 1,  # the one token every request generates
+                max_logprobs=k,
+                logprobs_mode="raw_logprobs",
+                tensor_parallel_size=tensor_parallel_size,
+                gpu_memory_utilization=gpu_memory_utilization,
+                enforce_eager=on_cpu,  # compiling takes longer than a CPU-sized pass
+                trust_remote_code=trust_remote_code,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                seed=0,
+            )
+        except Exception as error:  # whatever vLLM, its workers and the driver raise
+            raise EngineError(
+                f"vLLM could not start with {model_path}: {type(error).__name__}: {error}; if "
+                "memory is short, change --gpu-memory-utilization, if vLLM does not know the "
+                "model, use --engine transformers with another --output"
+            ) from error
         self._num_submitted = 0
         self._sampling = SamplingParams(
             prompt_logprobs=k, flat_logprobs=True, detokenize=False, max_tokens=1, temperature=0

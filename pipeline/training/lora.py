@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def check_trainable(checkpoint: Checkpoint) -> None:
+    """Refuse to train on top of an adapter.
+
+    Raises:
+        ModelError: the checkpoint is itself an adapter.
+    """
+    if checkpoint.adapter_path is not None:
+        raise ModelError(
+            f"{checkpoint.name} is an adapter on {checkpoint.model_path}: training starts from a "
+            "full model; merge the adapter first (finetune-teacher --merge writes one)"
+        )
+
+
 def load_trainable(
     checkpoint: Checkpoint, settings: TrainingSettings, precision: Precision
 ) -> "PreTrainedModel":
@@ -27,11 +40,7 @@ def load_trainable(
     Raises:
         ModelError: the checkpoint is itself an adapter, or does not load.
     """
-    if checkpoint.adapter_path is not None:
-        raise ModelError(
-            f"{checkpoint.name} is an adapter on {checkpoint.model_path}: training starts from a "
-            "full model; merge the adapter first (finetune-teacher --merge writes one)"
-        )
+    check_trainable(checkpoint)
     model = load_model(
         checkpoint, dtype=precision.weights, trust_remote_code=settings.trust_remote_code
     )

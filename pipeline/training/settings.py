@@ -40,7 +40,7 @@ class TrainingSettings:
     max_grad_norm: float = setting("Clip gradients to this norm.", 1.0)
     seed: int = setting("Seed of the adapter's initial weights and of the data order.", 0)
     save_every_steps: int | None = setting(
-        "Write a checkpoint to resume from every so many steps; none writes no checkpoint.", 200
+        "Write a checkpoint to resume from every so many steps; null in a config file: none.", 200
     )
     gradient_checkpointing: bool = setting(
         "Recompute activations in the backward pass: less memory, about a third slower.", False
