@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.teacher import verify
+from pipeline.teacher.engine import EngineError
 from pipeline.teacher.precompute import run
 from pipeline.teacher.precompute_config import PrecomputeConfig
 from pipeline.teacher.verify_config import VerifyCacheConfig
@@ -145,3 +146,15 @@ def test_an_adapter_is_scored_as_merged_and_leaves_nothing_behind(
     assert rescored["num_examples"] == 4
     assert rescored["cache"]["label"]["max"] < 0.02
     assert rescored["repeat"]["label"]["max"] < 0.02
+
+
+def test_a_model_vllm_does_not_know_is_named_and_nothing_is_left(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """The tiny model's heads of 8 are no size that vLLM's CPU attention has."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "say the sum", "completion": "two numbers"}) + "\n")
+    limits: dict[str, Any] = {"k": 4, "max_prompt_tokens": 60, "max_sequence_tokens": 90}
+    with pytest.raises(EngineError, match="vLLM could not start with .*--engine transformers"):
+        score(tiny_model, data, tmp_path / "cache", engine="vllm", **limits)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["plan.json"]

@@ -77,18 +77,8 @@ def make_plan(
         ConfigError: k exceeds the vocabulary.
     """
     size, rows = vocabulary_size(tokenizer), vocabulary_rows(checkpoint)
-    if rows < size:
-        raise ModelError(f"{checkpoint.name} has {rows} logits for {size} tokens of its tokenizer")
-    if config.k > size:
-        raise ConfigError(f"--k is {config.k}, the vocabulary has {size} tokens")
+    _check_teacher(config, checkpoint, dataset, size, rows)
     model_config = read_model_config(checkpoint)
-    limit = max_positions(checkpoint)
-    longest = max(len(example.input_ids) for example in dataset.examples)
-    if limit is not None and longest + 1 > limit:
-        raise ModelError(
-            f"the longest example has {longest} tokens, {checkpoint.name} takes {limit} with one "
-            f"to spare; lower --max-sequence-tokens to {limit - 1}"
-        )
     dtype = config.dtype
     if dtype == "auto":
         dtype = model_config.get("dtype") or model_config.get("torch_dtype") or "float32"
@@ -129,6 +119,26 @@ def make_plan(
         },
         examples_per_shard=config.examples_per_shard,
     )
+
+
+def _check_teacher(
+    config: PrecomputeConfig,
+    checkpoint: Checkpoint,
+    dataset: TokenizedDataset,
+    size: int,
+    rows: int,
+) -> None:
+    if rows < size:
+        raise ModelError(f"{checkpoint.name} has {rows} logits for {size} tokens of its tokenizer")
+    if config.k > size:
+        raise ConfigError(f"--k is {config.k}, the vocabulary has {size} tokens")
+    limit = max_positions(checkpoint)
+    longest = max(len(example.input_ids) for example in dataset.examples)
+    if limit is not None and longest + 1 > limit:
+        raise ModelError(
+            f"the longest example has {longest} tokens, {checkpoint.name} takes {limit} with one "
+            f"to spare; lower --max-sequence-tokens to {limit - 1}"
+        )
 
 
 def _write_missing(

@@ -60,29 +60,22 @@ class VllmEngine:
         self._window_tokens = max(WINDOW_ENTRIES // (k + 1), longest)
         on_cpu = pick_device() == "cpu"
         set_vllm_environment(on_cpu)
-        from vllm import LLM, SamplingParams
+        from vllm import SamplingParams
 
         try:
-            self._llm = LLM(
+            self._llm = _start_vllm(
                 model=str(model_path),
                 dtype=dtype,
                 max_model_len=longest + 1,  # the one token every request generates
                 max_logprobs=k,
-                logprobs_mode="raw_logprobs",
                 tensor_parallel_size=tensor_parallel_size,
                 gpu_memory_utilization=gpu_memory_utilization,
                 enforce_eager=on_cpu,  # compiling takes longer than a CPU-sized pass
                 trust_remote_code=trust_remote_code,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                seed=0,
             )
-        except Exception as error:  # whatever vLLM, its workers and the driver raise
-            raise EngineError(
-                f"vLLM could not start with {model_path}: {type(error).__name__}: {error}; if "
-                "memory is short, change --gpu-memory-utilization, if vLLM does not know the "
-                "model, use --engine transformers with another --output"
-            ) from error
+        except EngineError:
+            self._remove_merged()
+            raise
         self._num_submitted = 0
         self._sampling = SamplingParams(
             prompt_logprobs=k, flat_logprobs=True, detokenize=False, max_tokens=1, temperature=0
@@ -121,8 +114,31 @@ class VllmEngine:
     def close(self) -> None:
         """Stop the engine and delete a merged copy."""
         del self._llm
+        self._remove_merged()
+
+    def _remove_merged(self) -> None:
         if self._merged_path is not None:
             shutil.rmtree(self._merged_path, ignore_errors=True)
+
+
+def _start_vllm(**options: Any) -> Any:
+    """Return vLLM's offline engine, asked for unprocessed log-probabilities."""
+    from vllm import LLM
+
+    try:
+        return LLM(
+            logprobs_mode="raw_logprobs",
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            seed=0,
+            **options,
+        )
+    except Exception as error:  # whatever vLLM, its workers and the driver raise
+        raise EngineError(
+            f"vLLM could not start with {options['model']}: {type(error).__name__}: {error}; if "
+            "memory is short, change --gpu-memory-utilization; if vLLM does not know the model, "
+            "use --engine transformers with another --output"
+        ) from error
 
 
 def scores_from_flat(flat: Any, example: Example, k: int) -> Scores:
