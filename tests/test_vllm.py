@@ -13,6 +13,7 @@ from pipeline.teacher.engine import EngineError
 from pipeline.teacher.precompute import run
 from pipeline.teacher.precompute_config import PrecomputeConfig
 from pipeline.teacher.verify_config import VerifyCacheConfig
+from pipeline.teacher.vllm_engine import _start_vllm
 from storage_schema import LogitCache, Response, open_cache
 
 pytestmark = [
@@ -148,13 +149,18 @@ def test_an_adapter_is_scored_as_merged_and_leaves_nothing_behind(
     assert rescored["repeat"]["label"]["max"] < 0.02
 
 
-def test_a_model_vllm_does_not_know_is_named_and_nothing_is_left(
+def test_a_model_vllm_cannot_run_is_named_and_nothing_is_left(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     """The tiny model's heads of 8 are no size that vLLM's CPU attention has."""
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({"prompt": "say the sum", "completion": "two numbers"}) + "\n")
     limits: dict[str, Any] = {"k": 4, "max_prompt_tokens": 60, "max_sequence_tokens": 90}
-    with pytest.raises(EngineError, match="vLLM could not start with .*--engine transformers"):
+    with pytest.raises(EngineError, match="vLLM stopped while scoring: .*--engine transformers"):
         score(tiny_model, data, tmp_path / "cache", engine="vllm", **limits)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["plan.json"]
+    assert [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()] == ["plan.json"]
+
+
+def test_a_model_vllm_cannot_start_with_is_named() -> None:
+    with pytest.raises(EngineError, match="vLLM could not start with /no/such/model: "):
+        _start_vllm(model="/no/such/model", dtype="float32")

@@ -94,7 +94,7 @@ class VllmEngine:
                 waiting[self._submit(examples[submitted])] = submitted
                 tokens += len(examples[submitted].input_ids)
                 submitted += 1
-            for output in self._llm.llm_engine.step():
+            for output in self._step():
                 if output.finished:
                     position = waiting.pop(int(output.request_id))
                     example = examples[position]
@@ -103,6 +103,17 @@ class VllmEngine:
             while following in finished:
                 yield finished.pop(following)
                 following += 1
+
+    def _step(self) -> Any:
+        try:
+            return self._llm.llm_engine.step()
+        except Exception as error:  # whatever vLLM, its workers and the driver raise
+            raise EngineError(
+                f"vLLM stopped while scoring: {type(error).__name__}: {error}; published shards "
+                "are kept and the same command continues after them; if memory is short, change "
+                "--gpu-memory-utilization; if vLLM cannot run the model, use --engine "
+                "transformers with another --output"
+            ) from error
 
     def _submit(self, example: Example) -> int:
         prompt = {"prompt_token_ids": example.input_ids.tolist()}
