@@ -17,7 +17,6 @@ from pipeline.errors import MissingPackageError
 from pipeline.run_record import installed_versions
 from storage_schema.errors import SmoothkdError
 
-ENGINES = ("auto", "vllm", "transformers")
 ROUTES = {"vllm": "prompt_logprobs", "transformers": "forward"}
 
 
@@ -53,7 +52,7 @@ class Engine(Protocol):
 
 
 def pick_engine(name: str) -> tuple[str, str]:
-    """Return the engine to use for a setting of ENGINES, and the reason in words.
+    """Return the engine to use for a setting of engine_config.ENGINES, and the reason in words.
 
     Raises:
         MissingPackageError: vLLM is asked for and not installed.

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pipeline.errors import ConfigError
 from pipeline.settings import setting
 
+ENGINES = ("auto", "vllm", "transformers")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
@@ -13,7 +15,7 @@ class EngineSettings:
     engine: str = setting(
         "What computes the log-probabilities; auto takes vllm where it is installed.",
         "auto",
-        ("auto", "vllm", "transformers"),
+        ENGINES,
     )
     batch_tokens: int = setting("Positions per forward pass (engine transformers).", 4096)
     tensor_parallel_size: int = setting("GPUs the teacher is spread over (engine vllm).", 1)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.data.config import DataSettings
 from pipeline.errors import ConfigError
+from pipeline.models.loading import DTYPES
 from pipeline.settings import setting
 from pipeline.teacher.engine_config import EngineSettings
 
@@ -21,7 +22,7 @@ class PrecomputeConfig(DataSettings, EngineSettings):
     dtype: str = setting(
         "Precision of the teacher; auto takes the checkpoint's own.",
         "auto",
-        ("auto", "float32", "bfloat16", "float16"),
+        DTYPES,
     )
     examples_per_shard: int = setting("Responses in one shard, the unit of resuming.", 2048)
 
