@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from pipeline.errors import MissingPackageError, ModelError
 from pipeline.models import demo
@@ -18,6 +20,7 @@ from pipeline.models.checkpoint import (
     vocabulary_rows,
 )
 from pipeline.models.loading import load_model, load_tokenizer
+from pipeline.models.merging import merged_copy
 from pipeline.models.vocabulary import fingerprint_vocabulary, vocabulary_size
 
 
@@ -201,3 +204,23 @@ def test_longest_sequence_is_read_from_nested_configs_too(tiny_model: Path, tmp_
     assert max_positions(find_checkpoint(str(tmp_path))) == 77
     (tmp_path / "config.json").write_text("{}")
     assert max_positions(find_checkpoint(str(tmp_path))) is None
+
+
+def test_a_merged_copy_is_gone_however_its_use_ends(tiny_model: Path, tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    checkpoint = find_checkpoint(str(tmp_path / "adapter"))
+    ended = []
+    for error in (None, KeyboardInterrupt, OSError):
+        try:
+            with merged_copy(
+                checkpoint, tmp_path / "copy", dtype="float32", trust_remote_code=False
+            ) as path:
+                assert find_checkpoint(str(path)).adapter_path is None
+                if error is not None:
+                    raise error
+        except (KeyboardInterrupt, OSError) as stopped:
+            ended.append(type(stopped))
+        assert not (tmp_path / "copy").exists()
+    assert ended == [KeyboardInterrupt, OSError]

@@ -24,9 +24,8 @@ from pipeline.errors import ConfigError, StoppedError
 from pipeline.run_record import is_first_process
 from storage_schema.errors import SmoothkdError
 
-# One section a command, and one that run_all.sh reads.
-CONFIG_SECTIONS = (
-    "run",
+# A recipe has a section for each command, and one that run_all.sh reads.
+COMMANDS = (
     "finetune-teacher",
     "generate-responses",
     "precompute-logits",
@@ -35,6 +34,7 @@ CONFIG_SECTIONS = (
     "evaluate-student",
     "fit-lookback-lens",
 )
+CONFIG_SECTIONS = ("run", *COMMANDS)
 
 
 class StageCommand(click.Command):

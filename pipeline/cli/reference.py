@@ -7,17 +7,7 @@ import importlib
 
 import click
 
-from pipeline.cli.command import StageCommand
-
-COMMANDS = (
-    "finetune-teacher",
-    "generate-responses",
-    "precompute-logits",
-    "verify-cache",
-    "train-student",
-    "evaluate-student",
-    "fit-lookback-lens",
-)
+from pipeline.cli.command import COMMANDS, StageCommand
 
 
 def load_command(name: str) -> StageCommand:

@@ -4,8 +4,8 @@ Prompts go in as token ids and answers come out as token ids, decoded by the cod
 engine shares. The checkpoint's own sampling settings and end tokens play no part.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence, Set
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from pipeline.generation.requests import Decoding, Prediction, Request, to_predi
 from pipeline.generation.vllm_start import set_vllm_environment, start_vllm
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.loading import pick_device
-from pipeline.models.merging import write_merged
+from pipeline.models.merging import merged_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,17 +54,19 @@ class VllmGenerator:
             EngineError: vLLM does not start.
         """
         self._tokenizer = tokenizer
-        self._merged_path = merged_path if checkpoint.adapter_path is not None else None
+        self._copies = ExitStack()
+        model_path = checkpoint.model_path
         on_cpu = pick_device() == "cpu"
         set_vllm_environment(on_cpu)
         try:
-            if self._merged_path is not None:
-                write_merged(
+            if checkpoint.adapter_path is not None:
+                copy = merged_copy(
                     checkpoint, merged_path, dtype=dtype, trust_remote_code=trust_remote_code
                 )
+                model_path = self._copies.enter_context(copy)
             self._llm = start_vllm(
-                model=str(self._merged_path or checkpoint.model_path),
-                tokenizer=str(self._merged_path or checkpoint.model_path),
+                model=str(model_path),
+                tokenizer=str(model_path),
                 dtype=dtype,
                 max_model_len=longest,
                 generation_config="vllm",  # not the checkpoint's
@@ -74,7 +76,7 @@ class VllmGenerator:
                 trust_remote_code=trust_remote_code,
             )
         except BaseException:
-            self._remove_merged()
+            self._copies.close()
             raise
         self._num_submitted = 0
 
@@ -135,8 +137,4 @@ class VllmGenerator:
     def close(self) -> None:
         """Stop the engine and delete a merged copy."""
         del self._llm
-        self._remove_merged()
-
-    def _remove_merged(self) -> None:
-        if self._merged_path is not None:
-            shutil.rmtree(self._merged_path, ignore_errors=True)
+        self._copies.close()

@@ -4,8 +4,8 @@ The hook route (`vllm_hook`) scores response rows inside vLLM's workers. The pub
 (`vllm_public`) asks for prompt log-probabilities, for vLLM versions whose inside is not known.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from pipeline.errors import EngineError
 from pipeline.generation.vllm_start import set_vllm_environment, start_vllm
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.loading import pick_device
-from pipeline.models.merging import write_merged
+from pipeline.models.merging import merged_copy
 from pipeline.teacher.engine import WORKER_HOOK, Scores, adapter_use
 from pipeline.teacher.row_spec import RowSpec
 from pipeline.teacher.vllm_adapter import served_rank
@@ -73,21 +73,24 @@ class VllmEngine:
             vllm_options: further arguments of vllm.LLM, for tests and benchmarks.
         """
         self.route: Route = HookRoute(spec) if route == WORKER_HOOK else PublicRoute(spec)
-        self._merged_path: Path | None = None
+        self._copies = ExitStack()
+        model_path = checkpoint.model_path
         adapter: dict[str, Any] = {}
         use, _ = adapter_use(checkpoint, "vllm", route)
         if use == "served":
             rank = served_rank(checkpoint)
             adapter = {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
-        elif use == "merged":
-            self._merged_path = merged_path
-            write_merged(checkpoint, merged_path, dtype=dtype, trust_remote_code=trust_remote_code)
         on_cpu = pick_device() == "cpu"
         set_vllm_environment(on_cpu)
         try:
+            if use == "merged":
+                copy = merged_copy(
+                    checkpoint, merged_path, dtype=dtype, trust_remote_code=trust_remote_code
+                )
+                model_path = self._copies.enter_context(copy)
             self._llm = start_vllm(
                 logprobs_mode="raw_logprobs",  # unprocessed
-                model=str(self._merged_path or checkpoint.model_path),
+                model=str(model_path),
                 dtype=dtype,
                 max_model_len=longest + 1,  # the one token every request generates
                 tensor_parallel_size=tensor_parallel_size,
@@ -97,8 +100,8 @@ class VllmEngine:
                 **{**self.route.options(), **adapter, **(vllm_options or {})},
             )
             self.route.install(self._llm)
-        except EngineError:
-            self._remove_merged()
+        except BaseException:  # a full disk and Ctrl-C too
+            self._copies.close()
             raise
         self._adapter = _lora_request(checkpoint) if adapter else None
         self._num_submitted = 0
@@ -171,11 +174,7 @@ class VllmEngine:
     def close(self) -> None:
         """Stop the engine and delete a merged copy."""
         del self._llm
-        self._remove_merged()
-
-    def _remove_merged(self) -> None:
-        if self._merged_path is not None:
-            shutil.rmtree(self._merged_path, ignore_errors=True)
+        self._copies.close()
 
 
 def _stopped(error: Exception) -> EngineError:
