@@ -9,6 +9,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: a core each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' "
@@ -20,6 +22,17 @@ SENTENCES = [
     "Summarize the following text. A teacher shows a student what it is unsure of.",
     "user assistant system Article: Instruction Response Write a response that completes it.",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n`, keep a file's tests in one process, and all engines one after another in one.
+
+    Engines (vLLM, Ray) take memory and all cores; a file shares its fixtures.
+    """
+    for item in items:
+        is_engine = item.get_closest_marker("vllm") is not None or item.path.stem == "test_ray"
+        group = "engines" if is_engine else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

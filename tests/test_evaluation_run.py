@@ -420,6 +420,7 @@ def test_models_are_compared_with_the_baseline(
     assert "same.jsonl is gone; evaluate it again" in left["not_compared"][0]
 
 
+@pytest.mark.slow
 def test_seeds_of_an_arm_are_compared_pair_by_pair(
     data: Path, tiny_model: Path, other_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,6 +85,7 @@ def test_every_checkpoint_is_evaluated_and_the_best_kept(tiny_model, data, tmp_p
     assert not list((tmp_path / "t").glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_on_after_a_break(tiny_model, data, tmp_path, monkeypatch):
     options = {
         "max_steps": 40,

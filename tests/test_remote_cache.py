@@ -342,13 +342,18 @@ def test_no_cache_and_no_bucket_are_told_apart(s3_url) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "the store does not answer .*AWS_ENDPOINT"),
-        (
+        pytest.param(
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            "the store does not answer .*AWS_ENDPOINT",
+            marks=pytest.mark.slow,
+            id="unreachable",
+        ),
+        pytest.param(
             {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
             "access is denied .*check the credentials",
+            id="no-credentials",
         ),
     ],
-    ids=["unreachable", "no-credentials"],
 )
 def test_a_store_that_cannot_be_used_is_named_within_seconds(s3_url, changes, message) -> None:
     program = f"import storage_schema; storage_schema.open_cache({s3_url!r})"

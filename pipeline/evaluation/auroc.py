@@ -42,8 +42,9 @@ def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike, documents: Sequence[str]
         raise DataError(f"{found}: an AUROC needs items of both classes")
     bins_S = rank_bins(scores_S)
     names, place_S = np.unique(np.asarray(documents), return_inverse=True)
-    sums_DM = np.zeros((len(names), 2 * BINS))
-    np.add.at(sums_DM, (place_S, bins_S + BINS * ~labels_S), 1.0)
+    num_bins = int(bins_S.max()) + 1
+    sums_DM = np.zeros((len(names), 2 * num_bins))
+    np.add.at(sums_DM, (place_S, bins_S + num_bins * ~labels_S), 1.0)
     return Figure(sums_DM, _value)
 
 
@@ -57,7 +58,8 @@ def rank_bins(scores_S: Floats) -> npt.NDArray[np.int64]:
 
 
 def _value(sums: Floats) -> Floats:
-    positives, negatives = sums[..., :BINS], sums[..., BINS:]
+    num_bins = sums.shape[-1] // 2
+    positives, negatives = sums[..., :num_bins], sums[..., num_bins:]
     below = np.cumsum(negatives, axis=-1) - negatives / 2
     pairs = positives.sum(axis=-1) * negatives.sum(axis=-1)
     return np.asarray((positives * below).sum(axis=-1) / np.where(pairs == 0, np.nan, pairs))
