@@ -94,6 +94,7 @@ def test_every_flag_is_listed_here_so_that_none_appears_by_accident() -> None:
         "alpha_mode",
         "alpha_schedule",
         "normalize_loss",
+        "label_smoothing",
         "tail",
         "divergence",
         "temperature",
