@@ -15,13 +15,13 @@ from pipeline.models.checkpoint import (
     read_model_config,
     vocabulary_rows,
 )
+from pipeline.models.engines import pick_engine
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.vocabulary import fingerprint_vocabulary, vocabulary_size
 from pipeline.teacher.engine import (
     adapter_use,
     check_route,
     describe_engine,
-    pick_engine,
     pick_route,
 )
 from pipeline.teacher.pass_report import PassReport
