@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The whole experiment in one command. Everything it installs goes into .venv beside this file.
 #
-#   ./run_all.sh                    the demo: real model, real vLLM, no GPU needed
-#   ./run_all.sh --config my.yaml   the same stages on your own models and data
-#   ./run_all.sh test               installs the dev extras and runs the tests
+#   ./run_all.sh           the demo: real model, real vLLM, no GPU needed
+#   ./run_all.sh RECIPE    another packaged recipe by its name, or your own: a path ending in .yaml
+#   ./run_all.sh test      installs the dev extras and runs the tests
 #
 # Run again, it skips what is done and continues what was stopped.
 set -Eeuo pipefail
@@ -19,18 +19,23 @@ usage() {
 }
 
 mode=run
-config=$here/pipeline/recipes/demo.yaml
+recipe=demo
 case "${1-}" in
     "") ;;
     test) mode=test && shift ;;
-    --config)
-        [ $# -eq 2 ] || usage 2
-        [ -f "$2" ] || { echo "Error: no config file $2" >&2; exit 1; }
-        config=$(cd "$(dirname "$2")" && pwd)/$(basename "$2")
-        ;;
     -h | --help) usage 0 ;;
-    *) echo "Error: unknown argument $1" >&2; usage 2 ;;
+    -*) echo "Error: unknown argument $1" >&2; usage 2 ;;
+    *.yaml | *.yml)
+        [ -f "$1" ] || { echo "Error: no recipe at $1" >&2; exit 1; }
+        recipe=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+        ;;
+    *)
+        recipe=$1
+        [ -f "$here/pipeline/recipes/$recipe.yaml" ] ||
+            { echo "Error: no recipe $recipe in pipeline/recipes; your own is a path ending in .yaml" >&2; exit 1; }
+        ;;
 esac
+[ "$mode" = test ] || [ $# -le 1 ] || { echo "Error: one recipe at a time" >&2; usage 2; }
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -107,13 +112,16 @@ if [ "$mode" = test ]; then
 fi
 
 install eval,demo
-stage_name="reading $config"
-assignments=$("$bin/python" -m pipeline.cli.recipe "$config")
-eval "$assignments" # output, alphas, baselines, student, teacher, finetune, demo_model
+stage_name="reading the recipe $recipe"
+assignments=$("$bin/python" -m pipeline.cli.recipe "$recipe")
+eval "$assignments" # config, output, demo_model, baselines, student, teacher, finetune
 
-stages=$((2 + $(wc -w <<<"$alphas")))
-[ -n "$demo_model" ] && stages=$((stages + 1))
-[ -n "$finetune" ] && stages=$((stages + 1))
+report=
+[ ! -x "$bin/build-report" ] || report=yes
+stages=2
+for optional in "$demo_model" "$finetune" "$report"; do
+    [ -z "$optional" ] || stages=$((stages + 1))
+done
 number=0
 began=$SECONDS
 stage() { # stage NAME COMMAND...
@@ -129,16 +137,14 @@ stage() { # stage NAME COMMAND...
 [ -z "$finetune" ] ||
     stage finetune-teacher "$bin/finetune-teacher" --config "$config" --output "$output/teacher"
 stage precompute-logits "$bin/precompute-logits" --config "$config" --teacher "$teacher" --output "$output/cache"
-models=()
+baseline_flags=()
 for baseline in $baselines; do
-    models+=(--model "$baseline=${!baseline}")
+    baseline_flags+=(--baseline-model "$baseline=${!baseline}")
 done
-for alpha in $alphas; do
-    stage "train-student, alpha $alpha" "$bin/train-student" --config "$config" \
-        --cache "$output/cache" --alpha "$alpha" --output "$output/students/alpha-$alpha"
-    models+=(--model "alpha-$alpha=$output/students/alpha-$alpha")
-done
-stage evaluate-student "$bin/evaluate-student" --config "$config" "${models[@]}" --output "$output/scores.json"
+stage sweep-alpha "$bin/sweep-alpha" --config "$config" --student "$student" \
+    --cache "$output/cache" --output "$output/sweep" "${baseline_flags[@]}"
+[ -z "$report" ] ||
+    stage build-report "$bin/build-report" --config "$config" --sweep "$output/sweep" --output "$output/report.html"
 
 say "done in $((SECONDS - began)) s"
 [ -z "$finetune" ] || echo "teacher   $output/teacher"
@@ -150,5 +156,7 @@ manifest = open_cache(f"{output}/cache").manifest
 tokens = manifest.num_response_tokens
 print(f"cache     {output}/cache  ({tokens} response tokens, {manifest.num_bytes / tokens:.1f} bytes each)")
 PY
-for alpha in $alphas; do echo "student   $output/students/alpha-$alpha"; done
-echo "scores    $output/scores.json"
+echo "students  $output/sweep/cells"
+for scores in "$output"/sweep/scores/*.json; do echo "scores    $scores"; done
+echo "cost      $output/sweep/cost.json"
+[ -z "$report" ] || echo "report    $output/report.html"

@@ -27,6 +27,10 @@ class EngineError(SmoothkdError):
     """An engine did not start, stopped, or returned something other than what was asked."""
 
 
+class SweepError(SmoothkdError):
+    """Cells of a sweep failed; the others are done."""
+
+
 class StoppedError(SmoothkdError):
     """A signal ended the work; what was finished is kept.
 

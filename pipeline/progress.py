@@ -4,14 +4,57 @@ A terminal gets a tqdm bar; anything else (a log file, CI) gets a plain line at 
 ten seconds and one at the end. Both show rate and time left.
 """
 
+import re
 import sys
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
 LINE_INTERVAL_SECONDS = 10.0
+_LINE = re.compile(
+    r"(?P<description>.+): (?P<done>\d+)/(?P<total>\d+) (?P<unit>\S+) "
+    r"\(\S+ \S+/s(, (?P<left>\d+) s left)?(, (?P<note>.+))?\)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressLine:
+    """What a plain line says, for those who watch another process's log.
+
+    Attributes:
+        description: what is being done.
+        done: units done.
+        total: units in all.
+        unit: what is counted.
+        seconds_left: where the line has a guess.
+        note: what stands after the rate; "" for nothing.
+    """
+
+    description: str
+    done: int
+    total: int
+    unit: str
+    seconds_left: int | None
+    note: str
+
+
+def read_line(line: str) -> ProgressLine | None:
+    """Return what a plain line of a Progress says; None for any other line."""
+    found = _LINE.fullmatch(line.strip())
+    if found is None:
+        return None
+    left = found["left"]
+    return ProgressLine(
+        found["description"],
+        int(found["done"]),
+        int(found["total"]),
+        found["unit"],
+        None if left is None else int(left),
+        found["note"] or "",
+    )
 
 
 class Progress:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from storage_schema.errors import CacheDamagedError, CacheUnfinishedError
 from storage_schema.inside import check_inside
-from storage_schema.layout import MANIFEST_FILE, PLAN_FILE, SHARD_DIRECTORY
+from storage_schema.layout import MANIFEST_FILE, PASS_DIRECTORY, PLAN_FILE, SHARD_DIRECTORY
 from storage_schema.local_copy import local_file
 from storage_schema.location import Location, locate, snapshot
 from storage_schema.manifest import Manifest, ShardEntry, read_manifest
@@ -116,7 +116,7 @@ class CacheAudit:
     @property
     def strangers(self) -> list[str]:
         """Files in the directory that are no part of the cache, by name; readers ignore them."""
-        known = {PLAN_FILE, MANIFEST_FILE, SHARD_DIRECTORY}
+        known = {PLAN_FILE, MANIFEST_FILE, SHARD_DIRECTORY, PASS_DIRECTORY}
         found = [p.name for p in self.path.iterdir() if p.name not in known]
         shards = {shard_path(self.path, index).name for index in self.shards}
         directory = self.path / SHARD_DIRECTORY

@@ -14,6 +14,8 @@ FORMAT_VERSION = 1
 PLAN_FILE = "plan.json"
 MANIFEST_FILE = "manifest.json"
 SHARD_DIRECTORY = "shards"
+# Records of what making the cache took; no part of the cache (passes.py).
+PASS_DIRECTORY = "passes"
 SHARD_FILE = SHARD_DIRECTORY + "/shard-{index:05d}.parquet"
 
 POSITION_RULE = "row t is the teacher's distribution for token input_ids[response_start + t]"
@@ -34,6 +36,7 @@ DATA_PAGE_BYTES = 4 * 2**20
 # What a document may take before it is read: no plan or manifest of real data comes near.
 MAX_PLAN_BYTES = 16 * 2**20
 MAX_MANIFEST_BYTES = 2**30
+MAX_PASS_BYTES = 2**20
 # Bounds what the lengths of one shard take in memory, whatever its manifest says.
 MAX_EXAMPLES_PER_SHARD = 2**20
 

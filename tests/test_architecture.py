@@ -77,8 +77,13 @@ def test_only_the_teacher_and_generation_name_vllm() -> None:
     assert [line for path in elsewhere for line in named(path, "vllm")] == []
 
 
-def test_only_the_teacher_names_ray() -> None:
-    elsewhere = [path for path in SOURCES if "pipeline/teacher/" not in path.as_posix()]
+def test_a_sweep_runs_the_commands_and_imports_no_stage() -> None:
+    assert violations("pipeline/sweep", *(f"pipeline.{stage}" for stage in STAGES)) == []
+
+
+def test_only_the_teacher_and_sweeps_name_ray() -> None:
+    allowed = ("pipeline/teacher/", "pipeline/sweep/", "pipeline/ray_cluster.py")
+    elsewhere = [path for path in SOURCES if not any(part in path.as_posix() for part in allowed)]
     assert [line for path in elsewhere for line in named(path, "ray")] == []
 
 

@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from pipeline.cli.command import CONFIG_SECTIONS
-from pipeline.cli.recipe import read_recipe
+from pipeline.cli.recipe import find_recipe, read_recipe
 from pipeline.cli.reference import COMMANDS, load_command, render_reference
 from pipeline.errors import ConfigError
 
@@ -47,7 +47,7 @@ def test_every_console_script_is_a_documented_command() -> None:
     import tomllib
 
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert set(scripts) == set(COMMANDS) == set(CONFIG_SECTIONS) - {"run"}
+    assert set(scripts) == set(COMMANDS) == set(CONFIG_SECTIONS) - {"run", "evaluations"}
     for name, target in scripts.items():
         module, attribute = target.split(":")
         assert isinstance(getattr(importlib.import_module(module), attribute), click.Command), name
@@ -133,6 +133,18 @@ def test_every_flag_is_listed_here_so_that_none_appears_by_accident() -> None:
         "dtype",
         "trust_remote_code",
     }
+    assert flags["sweep-alpha"] == every | {
+        "student",
+        "cache",
+        "output",
+        "alpha",
+        "seed",
+        "axis",
+        "baseline_model",
+        "processes",
+        "ray",
+        "dry_run",
+    }
     assert flags["evaluate-student"] == data | every | {
         "lookback_lens",
         "engine",
@@ -208,11 +220,15 @@ def test_config_file_gives_defaults_and_flags_override(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("train-student: {batch_size: [1, 2]}", "batch_size is [1, 2], expected int"),
         ("train-student: {batch_size: true}", "train-student: batch_size is True, expected int"),
         ("train-student: {max-steps: 1.7}", "train-student: max_steps is 1.7, expected int"),
         ("train-student: {student: [a]}", "train-student: student is ['a'], expected str"),
         ("train-student: {alphas: 1}", "train-student has no setting 'alphas'; it has alpha,"),
-        ("train-studnet: {alpha: 1}", "unknown section 'train-studnet', expected run, finetune"),
+        (
+            "train-studnet: {alpha: 1}",
+            "unknown section 'train-studnet', expected run, eval",
+        ),
         ("- 1", "holds a list, expected sections"),
         ("train-student: 3", "section train-student is 3, expected settings"),
         ("a: [", "is not valid YAML"),
@@ -237,12 +253,42 @@ def test_json_output_is_json_and_nothing_else(tmp_path: Path, tiny_model: Path) 
     assert json.loads(result.stdout)["num_examples"] == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sweep-alpha: {seed: [0, 0.5]}", "sweep-alpha: seed is [0, 0.5], expected int"),
+        ("sweep-alpha: {alpha: [true]}", "sweep-alpha: alpha is [True], expected float"),
+        ("sweep-alpha: {axis: [[tail]]}", "sweep-alpha: axis is [['tail']], expected str"),
+        ("sweep-alpha: {config: x.yaml}", "sweep-alpha has no setting 'config'; it has alpha,"),
+    ],
+)
+def test_lists_in_config_files_are_checked_value_by_value(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    config = tmp_path / "my.yaml"
+    config.write_text(text)
+    code, output = run_cli("sweep-alpha", "--config", str(config))
+    assert code == 1
+    assert message in output
+
+
+def test_a_single_value_is_a_list_of_one(tmp_path: Path) -> None:
+    command = load_command("sweep-alpha")
+    config = command.build({"cache": "c", "output": "o", "alpha": 2, "seed": 7}, "here")
+    assert (config.alpha, config.seed, config.config) == ((2.0,), (7,), None)
+    with pytest.raises(ConfigError, match="here has no setting 'alphas'; it has alpha"):
+        command.build({"alphas": 2}, "here")
+    with pytest.raises(ConfigError, match="here: --processes 0 must be at least 1"):
+        command.build({"cache": "c", "output": "o", "processes": 0}, "here")
+
+
 def test_demo_recipe_is_read_and_fits_the_commands() -> None:
-    path = ROOT / "pipeline" / "recipes" / "demo.yaml"
+    path = find_recipe("demo")
+    assert path == ROOT / "pipeline" / "recipes" / "demo.yaml"
     assert read_recipe(path) == {
+        "config": str(path),
         "output": "runs/demo",
         "demo_model": "runs/demo/model",
-        "alphas": "0 0.1 1",
         "baselines": "student teacher",
         "student": "runs/demo/model",
         "teacher": "runs/demo/teacher",
@@ -250,33 +296,50 @@ def test_demo_recipe_is_read_and_fits_the_commands() -> None:
     }
 
 
+def test_recipes_are_found_by_name_or_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no recipe 'dema': there are .*demo.*ending in .yaml"):
+        find_recipe("dema")
+    with pytest.raises(ConfigError, match="no recipe at .*none.yaml"):
+        find_recipe(str(tmp_path / "none.yaml"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"run": {}}, "run.output is None, expected a directory name"),
-        ({"run": {"output": "o", "alphas": "0.1"}}, "run.alphas is '0.1', expected a list of num"),
+        ({"run": {"output": "o", "alphas": [1]}}, "run has no setting 'alphas'; it has baselines"),
         ({"run": {"output": "o", "baselines": ["x"]}}, r"run.baselines is \['x'\], expected a li"),
         ({"train-student": {}}, "train-student names no student"),
         ({"precompute-logits": {}}, "no teacher: give a section finetune-teacher"),
         (
             {"train-student": {"student": "s", "epochs": "x"}},
-            "train-student: Invalid value for '--ep",
+            "recipe.yaml: alpha-0@0: Invalid value for '--ep",
         ),
-        ({"run": {"output": "o", "alphas": [-1]}}, "recipe.yaml: train-student: --alpha -1.0"),
+        ({"sweep-alpha": {"alpha": [-1]}}, "recipe.yaml: sweep-alpha: --alpha -1.0 must"),
+        ({"sweep-alpha": {"alpha": ["x"]}}, "recipe.yaml: sweep-alpha: Invalid value for '--alp"),
+        ({"sweep-alpha": {"axis": "tail=x"}}, "--axis tail=x: Invalid value for '--tail': 'x' is"),
+        ({"sweep-alpha": {"axis": "top-k=0"}}, r"alpha-0.01,top-k-0@0: --top-k 0"),
+        ({"sweep-alpha": {"cache": "c"}}, "sweep-alpha.cache is given by run_all.sh"),
         ({"run": {"output": ""}}, "run.output is '', expected a directory name"),
         ({"train-student": 3}, "section train-student is 3, expected settings"),
         (
             {"train-student": {"student": "s", "alpha": 1}},
-            "train-student.alpha is given by run_all",
+            "train-student.alpha is given by sweep-alpha",
         ),
-        ({"evaluate-student": {"data": "d", "model": "m"}}, "evaluate-student.model is given by"),
-        ({"evaluate-student": {}}, "evaluate-student: --data is '': expected a file"),
+        (
+            {"evaluate-student": {"data": "d", "model": "m"}},
+            "evaluations.evaluation.model is given by sweep-alpha, which would ignore 'm'",
+        ),
+        ({"evaluate-student": {}}, "evaluations.evaluation: --data is '': expected a file"),
+        ({"evaluations": {"a/b": {}}}, "evaluations.a/b: a name becomes a file name"),
+        ({"evaluations": {"x": {"dat": 1}}}, "evaluations.x has no setting 'dat'; it has base"),
+        ({"evaluations": [1]}, r"evaluations is \[1\], expected a name and its settings"),
         (
             {"evaluate-student": {"data": "d", "baseline": "alpha-5"}},
-            "evaluate-student: --baseline 'alpha-5': no --model has that name; there are student, "
-            "alpha-0, alpha-0.1, alpha-1",
+            "--baseline 'alpha-5': no --model has that name; there are student, alpha-0, "
+            "alpha-0.01, alpha-0.1, alpha-1, alpha-10",
         ),
-        ({"evaluate-student": {"data": "d", "batch-size": 0}}, "evaluate-student: --batch-size 0"),
+        ({"evaluate-student": {"data": "d", "batch-size": 0}}, "evaluation: --batch-size 0"),
         (
             {"finetune-teacher": {"data": "d"}, "precompute-logits": {"data": "d"}},
             "finetune-teacher: Missing option '--model'",
@@ -298,8 +361,6 @@ def test_wrong_recipes_are_named(tmp_path: Path, change: dict[str, object], mess
     path.write_text(yaml.safe_dump({**recipe, **change}))
     with pytest.raises(ConfigError, match=message):
         read_recipe(path)
-    with pytest.raises(ConfigError, match="no recipe at"):
-        read_recipe(tmp_path / "none.yaml")
 
 
 def test_every_setting_has_a_help_text() -> None:

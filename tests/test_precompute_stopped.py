@@ -14,12 +14,13 @@ from test_partitions import COMMAND, as_flags
 from test_precompute import files, settings, write_data  # noqa: F401
 
 from pipeline.errors import StoppedError
+from pipeline.stopping import stopped_by_signals
 from pipeline.teacher import expectations
 from pipeline.teacher.precompute import run
 from pipeline.teacher.precompute_config import PrecomputeConfig
-from pipeline.teacher.stopping import stopped_by_signals
 from storage_schema import open_cache
 from storage_schema.errors import CacheWriteError
+from storage_schema.passes import read_passes
 
 
 @pytest.mark.slow
@@ -142,6 +143,9 @@ def test_what_is_said_before_and_after_the_first_shard(
     assert result["tokenization"]["rows"] == 22
     assert 0 < found["share_engine"] <= 1
     assert found["share_engine"] + found["share_waiting"] <= 1
+    (recorded,) = read_passes(settings["output"])
+    assert {name: recorded[name] for name in found} == found
+    assert recorded["shards"] == 5
     cache = open_cache(settings["output"])
     work = expectations.measure_work(cache.plan, [*_examples(cache)], range(5))
     assert (work.prompt_tokens, work.response_tokens) == total

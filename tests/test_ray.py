@@ -17,6 +17,7 @@ from fake_engine import make_examples
 from test_partitions import COMMAND, as_flags
 from test_precompute import files, settings, write_data  # noqa: F401
 
+from pipeline import ray_cluster
 from pipeline.errors import ConfigError, MissingPackageError, ModelError
 from pipeline.teacher import ray_pass, ray_worker
 from pipeline.teacher.engine import EngineError
@@ -127,7 +128,7 @@ def test_without_a_cluster_it_says_how_to_start_one(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ConfigError, match="no Ray cluster at '127.0.0.1:1' .*ray start --head"):
-        ray_pass.connect()
+        ray_cluster.connect()
 
 
 def test_without_ray_the_extra_is_named(

@@ -24,17 +24,19 @@ from pipeline.errors import ConfigError, StoppedError
 from pipeline.run_record import is_first_process
 from storage_schema.errors import SmoothkdError
 
-# A recipe has a section for each command, and one that run_all.sh reads.
+# A recipe has a section for each command, one that run_all.sh reads, and one with a name and
+# settings for each evaluation of a sweep.
 COMMANDS = (
     "finetune-teacher",
     "generate-responses",
     "precompute-logits",
     "verify-cache",
     "train-student",
+    "sweep-alpha",
     "evaluate-student",
     "fit-lookback-lens",
 )
-CONFIG_SECTIONS = ("run", *COMMANDS)
+CONFIG_SECTIONS = ("run", "evaluations", *COMMANDS)
 
 
 class StageCommand(click.Command):
@@ -42,8 +44,48 @@ class StageCommand(click.Command):
 
     config_type: type
 
-    def check(self, arguments: list[str]) -> None:
-        """Build the config from command line arguments, and run nothing.
+    def build(self, settings: dict[str, Any], where: str) -> Any:
+        """Return the config that settings of a file make, with the defaults of the rest.
+
+        Args:
+            settings: values by setting, underscores in the names.
+            where: names their place in errors.
+
+        Raises:
+            ConfigError: an unknown setting, or a value that the command itself would refuse.
+        """
+        known = {field.name for field in dataclasses.fields(self.config_type)}
+        _refuse_unknown(settings, known, where)
+        values = _checked_values(settings, self.config_type, where)
+        try:
+            parameters = dict(self.make_context(self.name, [], default_map=values).params)
+            del parameters["as_json"]
+            return self.config_type(**_expanded(parameters))
+        except click.ClickException as error:
+            raise ConfigError(f"{where}: {error.format_message()}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+    def convert(self, name: str, text: str) -> Any:
+        """Return the value of one setting from its text on the command line; "null" is none.
+
+        Raises:
+            ConfigError: there is no such setting, or the text is no value of its type.
+        """
+        options = {option.name: option for option in self.params}
+        hints = typing.get_type_hints(self.config_type)
+        if name not in hints:
+            flags = ", ".join(sorted(hints)).replace("_", "-")
+            raise ConfigError(f"{self.name} has no setting {name!r}; it has {flags}")
+        if text == "null" and isinstance(hints[name], types.UnionType):
+            return None
+        try:
+            return options[name].type.convert(text, options[name], None)
+        except click.ClickException as error:
+            raise ConfigError(error.format_message()) from error
+
+    def check(self, arguments: list[str]) -> Any:
+        """Return the config that command line arguments make, and run nothing.
 
         Raises:
             ConfigError: what the command itself would say of them.
@@ -51,7 +93,7 @@ class StageCommand(click.Command):
         try:
             values = dict(self.make_context(self.name, [*arguments]).params)
             del values["as_json"]
-            self.config_type(**values)
+            return self.config_type(**_expanded(values))
         except click.ClickException as error:
             raise ConfigError(f"{self.name}: {error.format_message()}") from error
         except ConfigError as error:
@@ -68,7 +110,7 @@ def stage_command(name: str, config_type: type, stage: str, help: str) -> StageC
         help: one sentence, a blank line, an example.
     """
     options: list[click.Parameter] = [
-        _option(config_type, f) for f in dataclasses.fields(config_type)
+        _option(config_type, f) for f in dataclasses.fields(config_type) if f.name != "config"
     ]
     options.append(_config_option(name, config_type))
     options.append(
@@ -124,26 +166,30 @@ def _click_type(annotation: Any) -> tuple[type, bool]:
 
 
 def _config_option(name: str, config_type: type) -> click.Option:
-    known = {field.name for field in dataclasses.fields(config_type)}
+    """Return --config; a command that reads other sections too has a setting of that name."""
+    fields = {field.name: field for field in dataclasses.fields(config_type)}
+    known = {*fields} - {"config"}
+    help = f"YAML file whose section {name} gives defaults for these flags."
 
-    def load(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    def load(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
         if value is not None:
             with _reported_errors():
                 section = read_section(Path(value), name, known)
                 context.default_map = _checked_values(section, config_type, f"{value}: {name}")
+        return value
 
     return click.Option(
         ["--config"],
         type=click.Path(exists=True, dir_okay=False),
         is_eager=True,
-        expose_value=False,
+        expose_value="config" in fields,
         callback=load,
-        help=f"YAML file whose section {name} gives defaults for these flags.",
+        help=fields["config"].metadata["help"] if "config" in fields else help,
     )
 
 
 def _checked_values(section: dict[str, Any], config_type: type, where: str) -> dict[str, Any]:
-    """Refuse YAML values that click would convert without a word; a single text for a list is one.
+    """Refuse YAML values that click would convert without a word; a single value for a list is one.
 
     Raises:
         ConfigError: a boolean or fraction where a number or whole number is expected.
@@ -152,13 +198,37 @@ def _checked_values(section: dict[str, Any], config_type: type, where: str) -> d
     checked = {}
     for key, value in section.items():
         kind, multiple = _click_type(hints[key])
-        wrong = isinstance(value, bool) and kind is not bool
-        wrong |= isinstance(value, float) and kind is int
-        wrong |= isinstance(value, dict) or (isinstance(value, list) and not multiple)
-        if wrong:
+        values = value if multiple and isinstance(value, list | tuple) else [value]
+        if any(_is_wrong(one, kind) for one in values):
             raise ConfigError(f"{where}: {key} is {value!r}, expected {kind.__name__}")
-        checked[key] = [value] if multiple and isinstance(value, str) else value
+        checked[key] = values if multiple and value is not None else value
     return checked
+
+
+def _is_wrong(value: Any, kind: type) -> bool:
+    wrong = isinstance(value, bool) and kind is not bool
+    wrong |= isinstance(value, float) and kind is int
+    return wrong or isinstance(value, dict | list)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the sections of a config file.
+
+    Raises:
+        ConfigError: the file is not YAML of sections, or has an unknown one.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} holds a {type(document).__name__}, expected sections")
+    for section in document:
+        if section not in CONFIG_SECTIONS:
+            raise ConfigError(
+                f"{path}: unknown section {section!r}, expected {', '.join(CONFIG_SECTIONS)}"
+            )
+    return document
 
 
 def read_section(path: Path, name: str, known: set[str] | None) -> dict[str, Any]:
@@ -172,34 +242,44 @@ def read_section(path: Path, name: str, known: set[str] | None) -> dict[str, Any
     Raises:
         ConfigError: the file is not YAML of that shape, or names an unknown section or setting.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} holds a {type(document).__name__}, expected sections")
-    for section in document:
-        if section not in CONFIG_SECTIONS:
-            raise ConfigError(
-                f"{path}: unknown section {section!r}, expected {', '.join(CONFIG_SECTIONS)}"
-            )
-    section = document.get(name) or {}
-    if not isinstance(section, dict):
-        raise ConfigError(f"{path}: section {name} is {section!r}, expected settings")
-    settings = {str(key).replace("-", "_"): value for key, value in section.items()}
-    for key in settings:
-        if known is not None and key not in known:
-            flags = ", ".join(sorted(known)).replace("_", "-")
-            raise ConfigError(f"{path}: {name} has no setting {key!r}; it has {flags}")
+    settings = read_settings(read_document(path).get(name), f"{path}: section {name}")
+    if known is not None:
+        _refuse_unknown(settings, known, f"{path}: {name}")
     return settings
 
 
+def read_settings(section: Any, where: str) -> dict[str, Any]:
+    """Return a mapping of settings with underscores in their names; nothing there is {}.
+
+    Raises:
+        ConfigError: it is no mapping.
+    """
+    section = section or {}
+    if not isinstance(section, dict):
+        raise ConfigError(f"{where} is {section!r}, expected settings")
+    return {str(key).replace("-", "_"): value for key, value in section.items()}
+
+
+def _refuse_unknown(settings: dict[str, Any], known: set[str], where: str) -> None:
+    for key in settings:
+        if key not in known:
+            flags = ", ".join(sorted(known)).replace("_", "-")
+            raise ConfigError(f"{where} has no setting {key!r}; it has {flags}")
+
+
+def _expanded(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with ~ at the start of a text as the home folder."""
+    return {
+        name: os.path.expanduser(value)
+        if isinstance(value, str) and value.startswith("~")
+        else value
+        for name, value in values.items()
+    }
+
+
 def _build(config_type: type, values: dict[str, Any]) -> Any:
-    for name, value in values.items():
-        if isinstance(value, str) and value.startswith("~"):
-            values[name] = os.path.expanduser(value)
     try:
-        return config_type(**values)
+        return config_type(**_expanded(values))
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
 

@@ -1,23 +1,47 @@
-"""Prints the `run` section of a recipe as shell assignments, for run_all.sh:
+"""Reads a recipe and prints what run_all.sh needs of it, as shell assignments:
 
+python -m pipeline.cli.recipe demo          # a packaged recipe
 python -m pipeline.cli.recipe my.yaml
 """
 
 import os
 import shlex
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.command import CONFIG_SECTIONS, read_section
+from pipeline.cli.command import read_section
 from pipeline.cli.reference import load_command
 from pipeline.errors import ConfigError
 from storage_schema.errors import SmoothkdError
 
-RUN_SETTINGS = {"output", "demo_model", "alphas", "baselines"}
-# Settings of the run itself, and of commands it does not call.
-NOT_IN_RUN = ("run", "verify-cache", "generate-responses")
+RUN_SETTINGS = {"output", "demo_model", "baselines"}
+# What run_all.sh gives the commands it calls: a recipe's own value would be ignored.
+FILLED_IN = {
+    "finetune-teacher": ("output",),
+    "precompute-logits": ("output",),
+    "sweep-alpha": ("output", "cache", "student", "baseline_model"),
+}
 BASELINES = ("student", "teacher")
+
+
+def find_recipe(name: str) -> Path:
+    """Return the recipe at a path ending in .yaml, or the packaged one of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ConfigError(f"no recipe at {name}")
+        return Path(name).absolute()
+    packaged = Path(str(files("pipeline.recipes")))
+    path = packaged / f"{name}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(found.stem for found in packaged.glob("*.yaml")))
+        raise ConfigError(f"no recipe {name!r}: there are {names}, or give a path ending in .yaml")
+    return path
 
 
 def read_recipe(path: Path) -> dict[str, str]:
@@ -27,15 +51,13 @@ def read_recipe(path: Path) -> dict[str, str]:
         ConfigError: a setting of any stage is missing or wrong; the last stage's too, so that
             nothing is found out after an hour.
     """
-    if not path.is_file():
-        raise ConfigError(f"no recipe at {path}")
     run = read_section(path, "run", RUN_SETTINGS)
     output = run.get("output")
     if not isinstance(output, str) or not output:
         raise ConfigError(f"{path}: run.output is {run.get('output')!r}, expected a directory name")
     output = run["output"] = os.path.expanduser(output)
-    sections = {name: read_section(path, name, None) for name in CONFIG_SECTIONS}
-    student = sections["train-student"].get("student")
+    sections = {name: read_section(path, name, None) for name in FILLED_IN}
+    student = read_section(path, "train-student", None).get("student")
     if student is None:
         raise ConfigError(f"{path}: train-student names no student")
     finetune = bool(sections["finetune-teacher"])
@@ -45,30 +67,24 @@ def read_recipe(path: Path) -> dict[str, str]:
         raise ConfigError(
             f"{path}: no teacher: give a section finetune-teacher, or precompute-logits.teacher"
         )
-    alphas = list(map(str, _list(path, run, "alphas", [0, 0.1, 1], (int, float))))
-    baselines = _list(path, run, "baselines", ["student"], (str,), BASELINES)
-    models = [*baselines, *(f"alpha-{alpha}" for alpha in alphas)]
-    _check_stages(path, output, teacher, alphas, models, finetune)
+    baselines = _read_baselines(path, run)
+    models = {"student": str(student), "teacher": str(teacher)}
+    _check_stages(path, output, models, baselines, finetune)
     return {
+        "config": str(path),
         "output": output,
         "demo_model": os.path.expanduser(str(run.get("demo_model") or "")),
-        "alphas": " ".join(alphas),
         "baselines": " ".join(baselines),
-        "student": os.path.expanduser(str(student)),
-        "teacher": os.path.expanduser(str(teacher)),
+        **{name: os.path.expanduser(place) for name, place in models.items()},
         "finetune": "yes" if finetune else "",
     }
 
 
 def _refuse_filled_in(path: Path, sections: dict[str, dict[str, Any]], finetune: bool) -> None:
     """Refuse settings that run_all.sh gives itself: they would be ignored."""
-    given = {name: ["output"] for name in CONFIG_SECTIONS if name not in NOT_IN_RUN}
-    given["train-student"] += ["cache", "alpha"]
-    given["evaluate-student"] += ["model"]
-    if finetune:
-        given["precompute-logits"] += ["teacher"]
-    for section, names in given.items():
-        for name in names:
+    for section, names in FILLED_IN.items():
+        given = (*names, "teacher") if section == "precompute-logits" and finetune else names
+        for name in given:
             if name in sections[section]:
                 raise ConfigError(
                     f"{path}: {section}.{name} is given by run_all.sh, which would ignore "
@@ -77,47 +93,40 @@ def _refuse_filled_in(path: Path, sections: dict[str, dict[str, Any]], finetune:
 
 
 def _check_stages(
-    path: Path, output: str, teacher: str, alphas: list[str], models: list[str], finetune: bool
+    path: Path, output: str, models: dict[str, str], baselines: list[str], finetune: bool
 ) -> None:
-    """Build every stage's config as run_all.sh will ask for it."""
+    """Build every stage's config as run_all.sh will ask for it, and those of every cell."""
+    # Not above: it is the one module here that knows what a sweep is.
+    from pipeline.sweep.plan import read_sweep_settings
+
     common = ["--config", str(path), "--output", output]
+    sweep = [*common, "--cache", output, "--student", models["student"]]
+    for name in baselines:
+        sweep += ["--baseline-model", f"{name}={models[name]}"]
     try:
         if finetune:
             load_command("finetune-teacher").check(common)
-        load_command("precompute-logits").check([*common, "--teacher", teacher])
-        for alpha in alphas:
-            load_command("train-student").check([*common, "--cache", output, "--alpha", alpha])
-        scores = ["--output", "scores.json"]
-        for model in models:
-            scores += ["--model", f"{model}={output}"]
-        load_command("evaluate-student").check(["--config", str(path), *scores])
+        load_command("precompute-logits").check([*common, "--teacher", models["teacher"]])
+        read_sweep_settings(load_command("sweep-alpha").check(sweep))
     except ConfigError as error:
         where = "" if str(path) in str(error) else f"{path}: "
         raise ConfigError(f"{where}{error}") from error
 
 
-def _list(
-    path: Path,
-    run: dict[str, Any],
-    name: str,
-    default: list[Any],
-    kinds: tuple[type, ...],
-    choices: tuple[str, ...] = (),
-) -> list[Any]:
-    values = run.get(name, default)
-    if not isinstance(values, list) or any(
-        not isinstance(value, kinds) or (choices and value not in choices) for value in values
-    ):
-        expected = f"a list of {', '.join(choices)}" if choices else "a list of numbers"
-        raise ConfigError(f"{path}: run.{name} is {values!r}, expected {expected}")
+def _read_baselines(path: Path, run: dict[str, Any]) -> list[str]:
+    values = run.get("baselines", ["student"])
+    if not isinstance(values, list) or any(value not in BASELINES for value in values):
+        raise ConfigError(
+            f"{path}: run.baselines is {values!r}, expected a list of {', '.join(BASELINES)}"
+        )
     return values
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m pipeline.cli.recipe FILE.yaml")
+        sys.exit("usage: python -m pipeline.cli.recipe NAME or FILE.yaml")
     try:
-        recipe = read_recipe(Path(sys.argv[1]))
+        recipe = read_recipe(find_recipe(sys.argv[1]))
     except SmoothkdError as error:
         sys.exit(f"Error: {error}")
     for name, value in recipe.items():

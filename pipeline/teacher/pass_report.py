@@ -69,6 +69,8 @@ class PassReport:
             "response_tokens_per_s": self._work.response_tokens / self._seconds,
             "engine_start_seconds": times.engine_start,
             "pass_seconds": self._seconds,
+            # Of all engines together; of a lone one the same.
+            "engine_seconds": times.seconds,
             **times.shares(),
         }
         print(

@@ -18,6 +18,8 @@ from pipeline.models.checkpoint import (
 from pipeline.models.engines import pick_engine
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.vocabulary import fingerprint_vocabulary, vocabulary_size
+from pipeline.run_record import installed_versions
+from pipeline.stopping import stopped_by_signals
 from pipeline.teacher.engine import (
     adapter_use,
     check_route,
@@ -28,7 +30,6 @@ from pipeline.teacher.pass_report import PassReport
 from pipeline.teacher.precompute_config import PrecomputeConfig
 from pipeline.teacher.scoring import start_engine
 from pipeline.teacher.shard_pass import write_shards
-from pipeline.teacher.stopping import stopped_by_signals
 from storage_schema import (
     LogitCache,
     Plan,
@@ -39,6 +40,7 @@ from storage_schema import (
 )
 from storage_schema.errors import CacheNotFoundError, CacheUnfinishedError
 from storage_schema.location import Location, locate, snapshot
+from storage_schema.passes import record_pass
 from storage_schema.plan import read_plan
 from storage_schema.publish import scratch_path
 
@@ -74,6 +76,7 @@ def run(config: PrecomputeConfig) -> dict[str, Any]:
                 f"{plan.num_shards - len(missing)} of {plan.num_shards} shards are there"
             )
             account = _write_missing(config, checkpoint, plan, dataset.examples, mine)
+            record_pass(cache, {**account, "shards": len(mine), "versions": installed_versions()})
         still_missing = missing_shards(cache, plan)
         finished = None if still_missing else _open_or_finish(cache, plan)
     summary = {

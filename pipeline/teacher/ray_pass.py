@@ -5,10 +5,6 @@ published whole or not at all, so nothing has to be undone; the driver counts wh
 """
 
 import contextlib
-import os
-import signal
-import socket
-import threading
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.tokenization import Example
-from pipeline.errors import ConfigError, MissingPackageError
+from pipeline.errors import ConfigError
+from pipeline.ray_cluster import connect
 from pipeline.teacher.engine import EngineError
 from pipeline.teacher.pass_report import PassReport
 from pipeline.teacher.pass_times import PassTimes
@@ -33,7 +30,6 @@ MAX_TRIES = 3
 MAX_SHARDS_TAKEN = 8
 POLL_SECONDS = 1.0
 CLOSE_SECONDS = 60.0
-CONNECT_SECONDS = 10.0
 
 
 def write_shards_on_ray(
@@ -51,13 +47,9 @@ def write_shards_on_ray(
         EngineError: engines kept ending on one shard, or at their start.
         SmoothkdError: what an engine's process says is wrong with model, data or disk.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingPackageError(
-            '--ray: ray is not installed; pip install "smoothkd[ray]" on every node'
-        ) from error
     connect()
+    import ray
+
     try:
         count, resources = _places(ray.nodes(), config.tensor_parallel_size)
         count = min(count, len(shards))
@@ -66,33 +58,6 @@ def write_shards_on_ray(
         return _Pass(config, plan, examples, shards, report, actor_type, count).run()
     finally:
         ray.shutdown()
-
-
-def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names, or the one this machine belongs to.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    import ray
-
-    address = os.environ.get("RAY_ADDRESS") or "auto"
-    # ray.init puts a handler of its own in the place of ours (pipeline.teacher.stopping).
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        host, separator, port = address.rpartition(":")
-        if separator and port.isdecimal() and "://" not in address:
-            # ray.init tries a dead address for minutes.
-            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
-        raise ConfigError(
-            f"--ray: no Ray cluster at {address!r} ({error}); start one with `ray start --head` "
-            "and `ray start --address=HEAD:6379` on the other nodes, or set RAY_ADDRESS"
-        ) from error
-    finally:
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
 
 
 def _places(nodes: Sequence[dict[str, Any]], num_gpus: int) -> tuple[int, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's SIGTERM end the pass in order: nothing half written, a way to go on."""
+"""Ctrl-C and a scheduler's SIGTERM end long work in order: nothing half written, a way to go on."""
 
 import signal
 import threading
