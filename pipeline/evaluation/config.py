@@ -76,7 +76,7 @@ class EvaluateStudentConfig(DataSettings, GenerationSettings):
     )
     validate_judge: str | None = setting(
         "Measure the judges, and trivial ones, on this .jsonl of human-labelled pairs (document, "
-        "summary, label) instead of any model.",
+        "summary, label) instead of any model; on a dataset without labels, by known answers.",
         None,
     )
     task: tuple[str, ...] = setting(
