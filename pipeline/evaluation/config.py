@@ -79,6 +79,11 @@ class EvaluateStudentConfig(DataSettings, GenerationSettings):
         "summary, label) instead of any model; on a dataset without labels, by known answers.",
         None,
     )
+    judge_validation: str | None = setting(
+        "A file that --validate-judge wrote: adds the share of consistent answers corrected for "
+        "the judges' error rates there.",
+        None,
+    )
     task: tuple[str, ...] = setting(
         "General ability by lm-evaluation-harness: a task's name (arc_easy, arc_challenge, "
         "hellaswag, openbookqa, ...) or a task file (.yaml); repeat for several.",
@@ -107,10 +112,10 @@ class EvaluateStudentConfig(DataSettings, GenerationSettings):
         if self.validate_judge is None:
             DataSettings.__post_init__(self)
             self._check_models()
-        elif self.data or self.model or self.task or self.baseline:
+        elif self.data or self.model or self.task or self.baseline or self.judge_validation:
             raise ConfigError(
                 "--validate-judge measures judges on labelled pairs and no model: leave out --data,"
-                " --model, --baseline and --task"
+                " --model, --baseline, --judge-validation and --task"
             )
         self._check_numbers()
 

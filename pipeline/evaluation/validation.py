@@ -163,12 +163,15 @@ def measure_scores(
 
     `balanced_accuracy` is at `threshold`, `balanced_accuracy_tuned` at thresholds tuned on other
     documents (absent where half of the documents lack a class); `best_balanced_accuracy` is at
-    `best_threshold`, chosen on the same pairs and so flattered.
+    `best_threshold`, chosen on the same pairs and so flattered. `rates` has TPR and TNR at
+    `threshold` and, for each document, what they are made of, so that they can be resampled.
     """
     figures = {
         "auroc": auroc(scores_S, labels_S, documents),
         "balanced_accuracy": balanced_accuracy(scores_S > threshold, labels_S, documents),
     }
+    sums = figures["balanced_accuracy"].sums_DS  # TP, faithful, TN, others of each document
+    true_positives, faithful, true_negatives, others = sums.sum(axis=0).tolist()
     tuned_S = tuned_elsewhere(scores_S, labels_S, documents)
     if tuned_S is not None:
         figures["balanced_accuracy_tuned"] = balanced_accuracy(tuned_S, labels_S, documents)
@@ -179,6 +182,11 @@ def measure_scores(
         "best_threshold_minus_published": best - threshold,
         "best_balanced_accuracy": accuracy,
         "curve": threshold_curve(scores_S, labels_S),
+        "rates": {
+            "tpr": true_positives / faithful,
+            "tnr": true_negatives / others,
+            "by_document": sums.astype(int).tolist(),
+        },
     }
 
 
