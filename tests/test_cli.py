@@ -161,6 +161,7 @@ def test_every_flag_is_listed_here_so_that_none_appears_by_accident() -> None:
         "baseline",
         "judge",
         "validate_judge",
+        "judge_validation",
         "task",
         "dtype",
         "trust_remote_code",

@@ -78,6 +78,9 @@ def test_figures_by_hand() -> None:
         "balanced_accuracy": pytest.approx(5 / 6),
     }
     assert found["intervals"]["auroc"] is None  # 6 documents
+    assert found["rates"]["tpr"] == pytest.approx(2 / 3)
+    assert found["rates"]["tnr"] == 1
+    assert found["rates"]["by_document"] == [[1, 1, 0, 0]] * 2 + [[0, 1, 0, 0]] + [[0, 0, 1, 1]] * 3
 
 
 def test_thresholds_are_tuned_on_other_documents() -> None:

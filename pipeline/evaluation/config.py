@@ -76,7 +76,12 @@ class EvaluateStudentConfig(DataSettings, GenerationSettings):
     )
     validate_judge: str | None = setting(
         "Measure the judges, and trivial ones, on this .jsonl of human-labelled pairs (document, "
-        "summary, label) instead of any model.",
+        "summary, label) instead of any model; on a dataset without labels, by known answers.",
+        None,
+    )
+    judge_validation: str | None = setting(
+        "A file that --validate-judge wrote: adds the share of consistent answers corrected for "
+        "the judges' error rates there.",
         None,
     )
     task: tuple[str, ...] = setting(
@@ -107,10 +112,10 @@ class EvaluateStudentConfig(DataSettings, GenerationSettings):
         if self.validate_judge is None:
             DataSettings.__post_init__(self)
             self._check_models()
-        elif self.data or self.model or self.task or self.baseline:
+        elif self.data or self.model or self.task or self.baseline or self.judge_validation:
             raise ConfigError(
                 "--validate-judge measures judges on labelled pairs and no model: leave out --data,"
-                " --model, --baseline and --task"
+                " --model, --baseline, --judge-validation and --task"
             )
         self._check_numbers()
 

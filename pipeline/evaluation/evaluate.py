@@ -15,9 +15,10 @@ from pipeline.evaluation.ability import find_tasks, measure_ability
 from pipeline.evaluation.ability_figures import compare_tasks
 from pipeline.evaluation.comparisons import compare_models, read_scored
 from pipeline.evaluation.config import EvaluateStudentConfig, name_models, split_name
+from pipeline.evaluation.corrected_rates import correct_rate, read_validation
 from pipeline.evaluation.cost import format_costs
 from pipeline.evaluation.inputs import ModelInputs, find_inputs
-from pipeline.evaluation.judges.loading import find_judge
+from pipeline.evaluation.judges.loading import FoundJudge, find_judge
 from pipeline.evaluation.judges.protocol import read_judge_flags
 from pipeline.evaluation.judging import check_judges, judge_models
 from pipeline.evaluation.lookback_answers import add_lens, check_lens, load_lens
@@ -65,6 +66,7 @@ def run(config: EvaluateStudentConfig) -> dict[str, Any]:
     todo = [one for one in inputs if not is_finished(output, scores, one.name, one.identity)]
     check_judges(judges, scores, inputs)
     check_lens(lens, scores)
+    validation = _read_validation(config, judges, scores)
     for dataset in {id(model.dataset): model.dataset for model in inputs}.values():
         print(dataset.describe(), file=sys.stderr)
     if todo:
@@ -76,7 +78,7 @@ def run(config: EvaluateStudentConfig) -> dict[str, Any]:
         judges, inputs, scores, output, num_bins=config.ece_bins, batch_size=config.batch_size
     )
     measure_ability(tasks, inputs, scores, output, config)
-    _finish(scores, inputs, output, config)
+    _finish(scores, inputs, output, config, validation)
     if not judges:
         print(
             "no --judge given: factual consistency was not judged; names, numbers and words that "
@@ -119,29 +121,45 @@ def _finish(
     inputs: Sequence[ModelInputs],
     output: Path,
     config: EvaluateStudentConfig,
+    validation: dict[str, Any],
 ) -> None:
-    """Add references and comparisons, of all models that are there, and store the scores."""
+    """Add what is made of all models that are there, and store the scores."""
+    paths = {name: predictions_path(output, name) for name in scores["models"]}
+    rows = {name: read_rows(path) for name, path in paths.items() if path.exists()}
     scores["references"] = measure_references(inputs[0].dataset.records)
-    scores["comparisons"] = _compare(scores, output, config)
+    scores["comparisons"] = _compare(scores, rows, output, config)
+    for name, own in rows.items():
+        for judge, about in scores["models"][name].get("judges", {}).items():
+            if judge in validation:
+                about["corrected"] = correct_rate(own, judge, validation[judge])
     write_json(output, scores)
 
 
-def _compare(scores: dict[str, Any], output: Path, config: EvaluateStudentConfig) -> dict[str, Any]:
+def _read_validation(
+    config: EvaluateStudentConfig, judges: Sequence[FoundJudge], scores: dict[str, Any]
+) -> dict[str, Any]:
+    if config.judge_validation is None:
+        return {}
+    asked = [{"name": judge.choice.name, **judge.identity} for judge in judges]
+    return read_validation(config.judge_validation, scores, asked)
+
+
+def _compare(
+    scores: dict[str, Any],
+    rows: dict[str, list[dict[str, Any]]],
+    output: Path,
+    config: EvaluateStudentConfig,
+) -> dict[str, Any]:
     """Return the comparisons of all models of the file, also those of earlier runs."""
     first = next(iter(name_models(config.model)))
-    paths = {name: predictions_path(output, name) for name in scores["models"]}
     found = compare_models(
-        {
-            name: read_scored(read_rows(path), config.ece_bins)
-            for name, path in paths.items()
-            if path.exists()
-        },
+        {name: read_scored(own, config.ece_bins) for name, own in rows.items()},
         config.baseline or split_name(first)[0],
     )
     found["tasks"] = compare_tasks(scores, output, found["baseline"], config.ece_bins)
     found["not_compared"] += [
-        f"{name} is not compared: {path} is gone; evaluate it again"
-        for name, path in paths.items()
-        if not path.exists()
+        f"{name} is not compared: {predictions_path(output, name)} is gone; evaluate it again"
+        for name in scores["models"]
+        if name not in rows
     ]
     return found

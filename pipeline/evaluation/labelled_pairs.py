@@ -1,4 +1,7 @@
-"""Reads human-labelled pairs: a document, a summary of it, and whether people found it faithful."""
+"""Reads human-labelled pairs: a document, a summary of it, and whether people found it faithful.
+
+A dataset without labels serves for what needs none: its responses are taken to be faithful.
+"""
 
 import json
 import math
@@ -6,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.config import DataSettings
+from pipeline.data.sources import load_records
 from pipeline.errors import DataError
 from pipeline.evaluation.extractiveness import words
 
@@ -21,8 +26,44 @@ class LabelledPair:
     faithful: bool
 
 
-def read_labelled_pairs(path: Path) -> list[LabelledPair]:
-    """Return the pairs of a JSON Lines file with the fields document, summary and label.
+def read_pairs(settings: DataSettings) -> tuple[list[LabelledPair], bool]:
+    """Return the pairs of `settings.data`, and whether they are labelled by people.
+
+    They are where the file's first line has a label. Otherwise it is read as any dataset is, and
+    each row that has a source is a pair of source and response.
+
+    Raises:
+        DataError: there is no such dataset, no row has a source, or a labelled file is wrong.
+    """
+    path = Path(settings.data).expanduser()
+    if _is_labelled(path):
+        return read_labelled_pairs(path, settings.max_examples), True
+    pairs = [
+        LabelledPair(record.context, record.response, faithful=True)
+        for record in load_records(settings)
+        if record.context and words(record.context)
+    ]
+    if not pairs:
+        raise DataError(
+            f"--validate-judge {settings.data}: no row has a source to judge against, nor a label"
+        )
+    return pairs, False
+
+
+def _is_labelled(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, encoding="utf-8", errors="replace") as file:
+        line = next((line for line in file if line.strip()), "")
+    try:
+        row = json.loads(line)
+    except ValueError:  # another format, or damage that its reader names
+        return False
+    return isinstance(row, dict) and any(field in row for field in LABEL_FIELDS)
+
+
+def read_labelled_pairs(path: Path, max_pairs: int | None = None) -> list[LabelledPair]:
+    """Return the first pairs of a JSON Lines file with the fields document, summary and label.
 
     The label is 1 or true for faithful, 0 or false for not; `faithful` is another name for it.
 
@@ -36,7 +77,7 @@ def read_labelled_pairs(path: Path) -> list[LabelledPair]:
             _read(line, f"{path.name}:{number}")
             for number, line in enumerate(file, 1)
             if line.strip()
-        ]
+        ][:max_pairs]
     faithful = sum(pair.faithful for pair in pairs)
     if faithful in (0, len(pairs)):
         raise DataError(

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.tokenization import TokenizedDataset, tokenize_dataset
 from pipeline.errors import DataError, OutputExistsError
@@ -46,6 +46,9 @@ from pipeline.models.loading import load_model, load_tokenizer, pick_device
 from pipeline.models.vocabulary import fingerprint_vocabulary
 from pipeline.run_record import differences, installed_versions
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def run(config: FitLookbackLensConfig) -> dict[str, Any]:
     """Fit a lens, print what it is worth, write it, and return the report with its path.
@@ -69,6 +72,23 @@ def run(config: FitLookbackLensConfig) -> dict[str, Any]:
         return _already_there(output, settings)
     texts = mark_tokens(dataset, tokenizer, spans)
     _check_labels(texts, config)
+    lens = _fit(config, checkpoint, tokenizer, dataset, texts, settings)
+    lens.provenance["counts"]["repeated_with_other_spans"] = num_contradicted
+    write_lens(output, lens)
+    lens = read_lens(output)
+    _print_summary(lens, output)
+    return _result(output, lens)
+
+
+def _fit(
+    config: FitLookbackLensConfig,
+    checkpoint: Checkpoint,
+    tokenizer: "PreTrainedTokenizerBase",
+    dataset: TokenizedDataset,
+    texts: list[MarkedText],
+    settings: dict[str, Any],
+) -> LookbackLens:
+    """Return the lens, validated and fitted on all texts."""
     start = time.monotonic()
     model: Any = load_model(
         checkpoint, dtype=config.dtype, trust_remote_code=config.trust_remote_code
@@ -85,7 +105,7 @@ def run(config: FitLookbackLensConfig) -> dict[str, Any]:
     windows = cut_windows(texts, ratios, config.window)
     validation, threshold = _validate(windows, texts, ratios, config)
     intercept, coefficients = fit_classifier(windows.features_WF, windows.labels_W)
-    lens = LookbackLens(
+    return LookbackLens(
         model=Path(checkpoint.name).name,
         model_fingerprint=settings["model_fingerprint"],
         architecture=read_architecture(checkpoint),
@@ -99,19 +119,12 @@ def run(config: FitLookbackLensConfig) -> dict[str, Any]:
         coefficients=tuple(coefficients.tolist()),
         provenance={
             "settings": settings,
-            "counts": {
-                **_counts(dataset, texts, config.window),
-                "repeated_with_other_spans": num_contradicted,
-            },
+            "counts": _counts(dataset, texts, config.window),
             "threshold_rule": "highest balanced accuracy of held-out windows",
             "validation": validation,
             "made_with": made_with,
         },
     )
-    write_lens(output, lens)
-    lens = read_lens(output)
-    _print_summary(lens, output)
-    return _result(output, lens)
 
 
 def _settings(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.ability_figures import format_tasks
+from pipeline.evaluation.corrected_rates import format_corrected
 from pipeline.evaluation.rouge import UNSCORED_LETTERS_WARNING
 from pipeline.evaluation.table import format_table
 
@@ -26,6 +27,11 @@ def print_summary(scores: dict[str, Any], output: Path, skipped: Sequence[str]) 
             "ROUGE-L"
         )
     print(*format_tasks(models), sep="\n", end="\n" if format_tasks(models) else "")
+    for name, entry in models.items():
+        for judge, about in entry.get("judges", {}).items():
+            if "corrected" in about:
+                observed = entry[f"{judge}_consistent_rate"]
+                print(format_corrected(name, judge, observed, about["corrected"]))
     _print_comparisons(scores["comparisons"])
     if skipped:
         print(f"already there, not evaluated again: {', '.join(skipped)}")
