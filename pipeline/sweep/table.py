@@ -17,10 +17,11 @@ COLUMNS = ("cell", "state", "progress", "loss", "time", "left")
 class SweepTable:
     """Shows the states of the cells; a context manager around the work."""
 
-    def __init__(self, num_places: int) -> None:
+    def __init__(self, num_places: int, before: Sequence[CellState]) -> None:
+        """Take how many cells run at once, and the states that need no line: they are no news."""
         self._num_places = num_places
         self._live: Any = None
-        self._said: dict[str, CellState] = {}
+        self._said = {state.name: state for state in before}
         self._said_at: dict[str, float] = {}
 
     def __enter__(self) -> "SweepTable":
@@ -52,10 +53,10 @@ class SweepTable:
                 print(_line(state) + self._summary(states, state), flush=True)
 
     def _is_news(self, state: CellState) -> bool:
-        said = self._said.get(state.name)
-        if said is None or said.state != state.state:
-            return state.state != "waiting"
-        if said.progress == state.progress or state.has_ended:
+        said = self._said[state.name]
+        if said.state != state.state:
+            return True
+        if said.progress == state.progress:
             return False
         return time.monotonic() - self._said_at[state.name] >= LINE_SECONDS
 
