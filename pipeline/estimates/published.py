@@ -27,9 +27,7 @@ def _llama(
 
 
 def _pythia(hidden: int, layers: int, heads: int, inner: int, rows: int) -> dict[str, Any]:
-    return _llama(
-        hidden, layers, heads, heads, inner, rows, model_type="gpt_neox", dtype="float16"
-    )
+    return _llama(hidden, layers, heads, heads, inner, rows, model_type="gpt_neox", dtype="float16")
 
 
 # Hub repository -> the fields of its config.json that count.

@@ -209,30 +209,28 @@ def generation(
 
 
 def sweep(
-    cell: dict[str, Any],
+    cells: Sequence[dict[str, Any]],
     evaluations: Sequence[dict[str, Any]],
+    baseline_evaluations: Sequence[dict[str, Any]],
     *,
-    num_cells: int,
     num_baselines: int,
 ) -> dict[str, Any]:
-    """Return the estimate of training and evaluating cells, from one cell's estimates.
+    """Return the estimate of training and evaluating the cells of a sweep.
 
     Args:
-        cell: of `training`.
-        evaluations: of `generation`, one an evaluation.
-        num_cells: students.
-        num_baselines: models that are evaluated beside them and not trained.
+        cells: of `training`, one a cell, at least one.
+        evaluations: of `generation`, one an evaluation of a cell.
+        baseline_evaluations: of `generation`, of all models that are only evaluated.
+        num_baselines: how many models these are.
     """
-    hours = {
-        name: num_cells * seconds
-        + (num_cells + num_baselines) * sum(one["gpu_hours"][name] for one in evaluations)
-        for name, seconds in cell["gpu_hours"].items()
-    }
-    parts = [cell, *evaluations]
+    parts = [*cells, *evaluations, *baseline_evaluations]
+    times = [*cells, *(one for one in evaluations for _ in cells), *baseline_evaluations]
+    devices = [name for name in cells[0]["gpu_hours"] if all(name in t["gpu_hours"] for t in times)]
+    hours = {name: sum(one["gpu_hours"][name] for one in times) for name in devices}
     return {
-        "cells": num_cells,
+        "cells": len(cells),
         "baselines": num_baselines,
-        "disk_bytes": {"students": num_cells * cell["disk_bytes"]["output"]},
+        "disk_bytes": {"students": sum(one["disk_bytes"]["output"] for one in cells)},
         "memory_bytes": {"total": max(one["memory_bytes"]["total"] for one in parts)},
         "fits": min((one["fits"] for one in parts), key=len),
         "gpu_hours": hours,

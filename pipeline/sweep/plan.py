@@ -244,7 +244,9 @@ def _compared(document: dict[str, Any]) -> dict[str, Any]:
     return {
         "format": document["format"],
         "cells": {cell["name"]: cell["settings"] for cell in document["cells"]},
-        "train_student": _without(document["train_student"], ("local_copy", "report_to")),
+        "train_student": _without(
+            document["train_student"], ("local_copy", "report_to", "dry_run")
+        ),
         "evaluations": {
             name: _without(settings, ("baseline", "batch_size"))
             for name, settings in document["evaluations"].items()

@@ -28,7 +28,9 @@ STEPS = (("lora", False), ("lora", True), ("full", False), ("full", True))
 def measure_step(path: str, tuning: str, checkpointing: bool) -> dict[str, float]:
     """Return bytes a training step keeps for backward, and how much the process grew by it."""
     import numpy as np
+    import peft  # noqa: F401, or its import would count
     import torch
+    from transformers import LlamaForCausalLM  # noqa: F401
 
     from pipeline.models.checkpoint import find_checkpoint
     from pipeline.student.fused_loss import LossInputs
@@ -36,9 +38,6 @@ def measure_step(path: str, tuning: str, checkpointing: bool) -> dict[str, float
     from pipeline.training.lora import load_trainable
     from pipeline.training.precision import Precision
     from pipeline.training.settings import TrainingSettings
-
-    import peft  # noqa: F401, or its import would count
-    from transformers import LlamaForCausalLM  # noqa: F401
 
     before = _peak_bytes()
     settings = TrainingSettings(tuning=tuning, gradient_checkpointing=checkpointing)
@@ -122,7 +121,7 @@ def count_parameters(path: str) -> dict[str, int]:
     measured = 0
     for file in sorted(Path(path).glob("*.safetensors")):
         with safe_open(str(file), "pt") as weights:
-            for key in weights.keys():  # noqa: SIM118, it is no mapping
+            for key in weights.keys():
                 size = 1
                 for extent in weights.get_slice(key).get_shape():
                     size *= extent
