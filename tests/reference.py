@@ -91,8 +91,13 @@ def kl_of_row(logits, label, kept, tail, settings):
     return value * temperature**2, gradient * temperature
 
 
-def truth(hidden, weight, bias, labels, rows, alphas, weights, settings, softcap=None):
-    """Return the weighted sum and its gradients for hidden [N, H], weight [V, H] and bias [V]."""
+def truth(
+    hidden, weight, bias, labels, rows, alphas, weights, settings, softcap=None, smoothing=0.0
+):
+    """Return the weighted sum and its gradients for hidden [N, H], weight [V, H] and bias [V].
+
+    smoothing: the CE's target is (1 - smoothing) at the label and smoothing / V at every token.
+    """
     hidden, weight = np.asarray(hidden, np.float64), np.asarray(weight, np.float64)
     logits_NV = hidden @ weight.T + np.asarray(bias, np.float64)
     slopes_NV = np.ones_like(logits_NV)
@@ -113,21 +118,25 @@ def truth(hidden, weight, bias, labels, rows, alphas, weights, settings, softcap
         kept, tail = cut(entries, tail, settings.top_k, settings.min_prob)
         kl, kl_gradient = kl_of_row(logits, int(labels[n]), kept, tail, settings)
         log_q = log_softmax(logits)
-        ce_gradient = np.exp(log_q)
-        ce_gradient[labels[n]] -= 1
-        total += float(weights[n]) * (-log_q[labels[n]] + float(alphas[n]) * kl)
+        gold = np.full_like(log_q, smoothing / len(log_q))
+        gold[labels[n]] += 1 - smoothing
+        ce = -math.fsum(gold[gold > 0] * log_q[gold > 0])
+        ce_gradient = np.exp(log_q) - gold
+        total += float(weights[n]) * (ce + float(alphas[n]) * kl)
         gradient_NV[n] = float(weights[n]) * (ce_gradient + float(alphas[n]) * kl_gradient)
     gradient_NV *= slopes_NV
     return total, (gradient_NV @ weight, gradient_NV.T @ hidden, gradient_NV.sum(0))
 
 
-def plain(hidden, weight, bias, labels, rows, alphas, weights, settings, softcap=None):
+def plain(
+    hidden, weight, bias, labels, rows, alphas, weights, settings, softcap=None, smoothing=0.0
+):
     """Return the weighted sum by dense torch operations, each the obvious one."""
     logits = F.linear(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if softcap is not None:
         logits = softcap * (logits / softcap).tanh()
-    ce = F.cross_entropy(logits, labels, reduction="none")
+    ce = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     p, log_q = _dense_target(logits, labels, rows, settings)
     q = log_q.exp()
     log_p = p.log().where(p > 0, NO_CLASS)

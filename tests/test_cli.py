@@ -94,6 +94,7 @@ def test_every_flag_is_listed_here_so_that_none_appears_by_accident() -> None:
         "alpha_mode",
         "alpha_schedule",
         "normalize_loss",
+        "label_smoothing",
         "tail",
         "divergence",
         "temperature",
@@ -146,6 +147,12 @@ def test_every_flag_is_listed_here_so_that_none_appears_by_accident() -> None:
     }
     assert flags["evaluate-student"] == data | every | {
         "lookback_lens",
+        "engine",
+        "temperature",
+        "top_p",
+        "seed",
+        "stop",
+        "gpu_memory_utilization",
         "model",
         "output",
         "max_new_tokens",

@@ -42,6 +42,12 @@ WITH_CONTEXT, WITHOUT = Record("I {context}", "C {instruction}", "R"), Record("I
             "Article: D {context}\nSummarize the article. Summary:",
             " R",
         ),
+        (
+            "summarize-one-sentence",
+            Record("I", "D", "R"),
+            "Article: D\nSummarize the article in one sentence. Summary:",
+            " R",
+        ),
         ("plain", WITHOUT, "I", "R"),
         ("plain", Record("I", "C", "R"), "I\n\nC", "R"),
         ("plain", Record(None, None, "R"), "", "R"),

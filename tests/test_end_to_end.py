@@ -80,7 +80,7 @@ def test_the_student_is_evaluated_and_a_second_run_is_skipped(
     output = student.parent / "scores.json"
     arguments = ["--model", f"before={demo_model}", "--model", f"after={student}", *LIMITS]
     arguments += ["--data", "demo:docstrings@evaluation", "--max-examples", "4"]
-    arguments += ["--max-new-tokens", "8", "--output", output]
+    arguments += ["--max-new-tokens", "8", "--output", output, "--engine", "transformers"]
     result = call("evaluate-student", *arguments)
     scores = json.loads(output.read_text())["models"]
     assert list(scores) == ["before", "after"] == result["evaluated"]

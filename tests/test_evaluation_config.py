@@ -53,6 +53,10 @@ def test_bad_model_values_are_refused(values: tuple[str, ...], found: str) -> No
         ({"max_new_tokens": 0}, "--max-new-tokens 0"),
         ({"batch_size": -1}, "--batch-size -1"),
         ({"ece_bins": 0}, "--ece-bins 0"),
+        ({"temperature": -0.1}, "--temperature -0.1 must be at least 0"),
+        ({"top_p": 0.9}, "--top-p 0.9 has no effect at --temperature 0"),
+        ({"stop": ("\\n",)}, r"--stop '\\n' is a backslash and an n"),
+        ({"engine": "tgi"}, "--engine 'tgi': must be one of auto, vllm, transformers"),
         ({"dtype": "float8"}, "--dtype 'float8'"),
         ({"output": "scores"}, "--output 'scores'"),
         (

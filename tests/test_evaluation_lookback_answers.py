@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import torch
 from test_evaluation_lookback_fit import config as fit_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import pipeline.evaluation.answers as answers_module
 import pipeline.evaluation.evaluate as evaluate
 import pipeline.evaluation.lookback_answers as lookback_answers
+import pipeline.evaluation.model_in_use as model_in_use
+import pipeline.evaluation.model_scores as model_scores
 from pipeline.errors import DataError, ModelError, OutputExistsError
 from pipeline.evaluation.config import EvaluateStudentConfig
 from pipeline.evaluation.figures import lookback_figures
@@ -70,6 +74,7 @@ def config(data: Path, lens: object, *models: object, **changes: Any) -> Evaluat
         "output": str(data.parent / "out" / "scores.json"),
         "lookback_lens": None if lens is None else str(lens),
         "max_new_tokens": 9,
+        "engine": "transformers",
         "max_prompt_tokens": 150,
         "max_sequence_tokens": 200,
     }
@@ -105,12 +110,6 @@ def test_the_factual_rate_stands_in_scores_rows_and_comparisons(
 ) -> None:
     scores = evaluate.run(config(data, lens_path, tiny_model, student))
     lens = read_lens(lens_path)
-    assert scores["settings"]["lookback_lens"] == {
-        "fingerprint": lens.fingerprint,
-        "fitted_on": "model",
-        "window": 4,
-        "threshold": lens.threshold,
-    }
     for name, own in (("model", True), ("student", False)):
         entry = scores["models"][name]
         rows = read_rows(data.parent / "out" / "predictions" / "scores" / f"{name}.jsonl")
@@ -123,8 +122,14 @@ def test_the_factual_rate_stands_in_scores_rows_and_comparisons(
         )
         assert FIGURES < set(entry["intervals"])
         assert aggregate(rows, 15)["factual_rate"] == entry["factual_rate"]
-        assert entry["made_with"]["lookback_lens"]["fitted_on_this_model"] is own
-        assert entry["made_with"]["lookback_lens"]["documents_per_second"] > 0
+        assert entry["lookback_lens"] == {
+            "fingerprint": lens.fingerprint,
+            "fitted_on": "model",
+            "fitted_on_this_model": own,
+            "window": 4,
+            "threshold": lens.threshold,
+        }
+        assert entry["cost"]["lookback_lens"]["rows"] == 12
     compared = {one["figure"]: one for one in scores["comparisons"]["results"]}
     assert FIGURES < set(compared)
     assert compared["factual_rate"]["family"] == "primary"
@@ -179,11 +184,48 @@ def test_without_a_lens_nothing_is_added(data: Path, tiny_model: Path) -> None:
     assert "lookback" not in rows[0]
 
 
-def test_another_lens_over_the_same_scores_is_refused(
-    data: Path, lens_path: Path, tiny_model: Path
+def test_a_lens_is_added_to_finished_scores_without_generating(
+    data: Path, lens_path: Path, tiny_model: Path, student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    at_once = evaluate.run(config(data, lens_path, tiny_model, student))["models"]
+    rows = data.parent / "out" / "predictions" / "scores"
+    expected = {name: read_rows(rows / f"{name}.jsonl") for name in at_once}
+    shutil.rmtree(data.parent / "out")
+    plain = evaluate.run(config(data, None, tiny_model, student))
+    monkeypatch.setattr(answers_module, "_start", lambda *a: pytest.fail("generated again"))
+    monkeypatch.setattr(model_scores, "score_gold_tokens", lambda *a, **b: pytest.fail("read"))
+    added = evaluate.run(config(data, lens_path, tiny_model, student))
+    assert added["evaluated"] == []
+    for name, entry in added["models"].items():
+        assert read_rows(rows / f"{name}.jsonl") == expected[name]
+        assert {key: entry[key] for key in FIGURES} == {key: at_once[name][key] for key in FIGURES}
+        assert entry["response_nll_nats"] == plain["models"][name]["response_nll_nats"]
+    monkeypatch.setattr(lookback_answers, "measure_answers", lambda *a: pytest.fail("again"))
+    for lens in (lens_path, None):  # what is there stays
+        again = evaluate.run(config(data, lens, tiny_model, student))
+        assert again["models"] == json.loads(json.dumps(added["models"]))
+
+
+def test_another_lens_over_the_same_scores_is_refused(
+    data: Path, lens_path: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    evaluate.run(config(data, lens_path, tiny_model))
+    lens = read_lens(lens_path)
+    write_lens(tmp_path / "other.json", dataclasses.replace(lens, threshold=lens.threshold / 2))
+    with pytest.raises(OutputExistsError, match=f"with another lens .*{lens.fingerprint[:12]}"):
+        evaluate.run(config(data, tmp_path / "other.json", tiny_model))
+
+
+def test_a_lens_needs_the_answers(data: Path, lens_path: Path, tiny_model: Path) -> None:
     evaluate.run(config(data, None, tiny_model))
-    with pytest.raises(OutputExistsError, match="lookback_lens: there None, asked"):
+    path = data.parent / "out" / "answers" / "scores" / "model.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    row = json.loads(lines[4])
+    path.write_text("".join([*lines[:4], json.dumps({**row, "text": "other"}) + "\n", *lines[5:]]))
+    with pytest.raises(DataError, match=r"model\.jsonl hold different answers"):
+        evaluate.run(config(data, lens_path, tiny_model))
+    path.write_text("".join(lines[:-1]))
+    with pytest.raises(DataError, match="holds 11 answers, expected 12"):
         evaluate.run(config(data, lens_path, tiny_model))
 
 
@@ -204,7 +246,7 @@ def test_a_lens_of_another_model_is_refused_before_loading(
     found: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(evaluate, "load_model", lambda *a, **b: pytest.fail("loaded"))
+    monkeypatch.setattr(model_in_use, "load_model", lambda *a, **b: pytest.fail("loaded"))
     write_lens(tmp_path / "other.json", dataclasses.replace(read_lens(lens_path), **change))
     with pytest.raises(ModelError, match=found):
         evaluate.run(config(data, tmp_path / "other.json", tiny_model))

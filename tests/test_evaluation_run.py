@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pipeline.evaluation.evaluate as evaluate
+import pipeline.evaluation.model_in_use as model_in_use
 from pipeline.errors import ConfigError, DataError, ModelError, OutputExistsError
 from pipeline.evaluation.comparisons import compare_models, read_scored
 from pipeline.evaluation.config import EvaluateStudentConfig
@@ -100,6 +101,7 @@ IDENTITIES = {
     "vocabulary_fingerprint",
     "counts",
     "seconds",
+    "cost",
     "made_with",
 }
 
@@ -131,6 +133,7 @@ def config(data: Path, *models: object, **changes: Any) -> EvaluateStudentConfig
         "model": tuple(str(model) for model in models),
         "output": str(data.parent / "out" / "scores.json"),
         "max_new_tokens": 6,
+        "engine": "transformers",
         "batch_size": 2,
         "max_prompt_tokens": 150,
         "max_sequence_tokens": 200,
@@ -146,7 +149,7 @@ def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_model(checkpoint: Any, **options: Any) -> None:
         pytest.fail(f"loaded {checkpoint.name} again")
 
-    monkeypatch.setattr(evaluate, "load_model", load_model)
+    monkeypatch.setattr(model_in_use, "load_model", load_model)
 
 
 def test_scores_file_and_predictions(
@@ -204,14 +207,14 @@ def test_an_interrupted_run_continues(
     whole = evaluate.run(config(data, tiny_model, other_model))["models"]
     shutil.rmtree(data.parent / "out")
     with monkeypatch.context() as patch:
-        real = evaluate.load_model
+        real = model_in_use.load_model
 
         def load_model(checkpoint: Any, **options: Any) -> Any:
             if checkpoint.name == str(other_model):
                 raise KeyboardInterrupt
             return real(checkpoint, **options)
 
-        patch.setattr(evaluate, "load_model", load_model)
+        patch.setattr(model_in_use, "load_model", load_model)
         with pytest.raises(KeyboardInterrupt):
             evaluate.run(config(data, tiny_model, other_model))
     result = evaluate.run(config(data, tiny_model, other_model))
@@ -274,6 +277,9 @@ def test_a_shared_folder_keeps_the_predictions_of_each_scores_file(
     [
         ({"max_new_tokens": 7}, "decoding.max_new_tokens: there 6, asked 7"),
         ({"ece_bins": 10}, "calibration.bins: there 15, asked 10"),
+        ({"temperature": 0.5}, "decoding.strategy: there 'greedy', asked 'sample'"),
+        ({"stop": ("fox",)}, r"decoding.stop: there \[\], asked \['fox'\]"),
+        ({"engine": "vllm"}, "decoding.engine: there 'transformers', asked 'vllm'"),
         ({"template": "alpaca"}, "template: there 'chat', asked 'alpaca'"),
         ({"max_examples": 2}, "dataset.num_records: there 3, asked 2"),
         ({"dtype": "bfloat16"}, "dtype: there 'auto', asked 'bfloat16'"),

@@ -114,8 +114,8 @@ def ours(batch, settings, softcap=None, **options):
     return sum_losses(batch["hidden"], batch["weight"], batch["bias"], inputs)
 
 
-def plain(batch, settings, softcap=None):
-    return reference.plain(*batch.values(), settings, softcap)
+def plain(batch, settings, softcap=None, smoothing=0.0):
+    return reference.plain(*batch.values(), settings, softcap, smoothing)
 
 
 def differentiate(function, batch, settings, *rest):
@@ -127,13 +127,13 @@ def differentiate(function, batch, settings, *rest):
     return value.item(), [gradient.double().numpy() for gradient in gradients]
 
 
-def assert_no_worse_than_plain(batch, settings, softcap=None, ours=ours):
+def assert_no_worse_than_plain(batch, settings, softcap=None, ours=ours, smoothing=0.0):
     dtype = batch["hidden"].dtype
     arrays = {key: v.double() if isinstance(v, torch.Tensor) else v for key, v in batch.items()}
     arrays["labels"] = batch["labels"].numpy()
-    true_value, true_gradients = reference.truth(*arrays.values(), settings, softcap)
+    true_value, true_gradients = reference.truth(*arrays.values(), settings, softcap, smoothing)
     value, gradients = differentiate(ours, batch, settings, softcap)
-    plain_value, plain_gradients = differentiate(plain, batch, settings, softcap)
+    plain_value, plain_gradients = differentiate(plain, batch, settings, softcap, smoothing)
     tolerance = TOLERANCE[dtype]
     plain_error = np.nan_to_num(abs(true_value - plain_value))
     assert abs(true_value - value) <= plain_error + tolerance * abs(true_value)

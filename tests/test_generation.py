@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.generation.draws import draw
 from pipeline.generation.requests import Decoding, Prediction, Request, derive_seed
-from pipeline.generation.transformers_generator import generate_batches, generate_greedy
+from pipeline.generation.transformers_generator import generate_batches
 
 PROMPTS = [[9, 40, 41], [17], [30, 31, 32, 33, 34, 35, 36, 37, 38], [100, 7], [60, 61, 62, 63]]
 NEVER = 0  # <|endoftext|>: the tiny model does not write it in these continuations
@@ -37,9 +37,16 @@ def greedy_by_hand(model: Any, prompt: list[int], stop_ids: list[int], limit: in
     return ids[len(prompt) :]
 
 
-def generate(model: Any, tokenizer: Any, **changes: Any) -> list[Prediction]:
-    settings = {"stop_ids": [NEVER], "max_new_tokens": LENGTH, "batch_size": 2, "label": "tiny"}
-    return generate_greedy(model, tokenizer, PROMPTS, **{**settings, **changes})
+def generate(
+    model: Any,
+    tokenizer: Any,
+    stop_ids: tuple[int, ...] = (NEVER,),
+    max_new_tokens: int = LENGTH,
+    batch_size: int = 2,
+) -> list[Prediction]:
+    requests = [Request(prompt, max_new_tokens) for prompt in PROMPTS]
+    found = dict(generate_batches(model, tokenizer, requests, Decoding(stop_ids), batch_size))
+    return [found[index] for index in range(len(PROMPTS))]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -55,7 +62,7 @@ def test_equals_the_loop_by_hand_in_any_batch(model: Any, tokenizer: Any, batch_
 def test_any_stop_token_ends_an_answer_and_is_cut_off(model: Any, tokenizer: Any) -> None:
     free = [greedy_by_hand(model, prompt, [], LENGTH) for prompt in PROMPTS]
     stop_ids = [free[0][3], free[2][0]]
-    found = generate(model, tokenizer, stop_ids=stop_ids)
+    found = generate(model, tokenizer, stop_ids=tuple(stop_ids))
     expected = [greedy_by_hand(model, prompt, stop_ids, LENGTH) for prompt in PROMPTS]
     assert [prediction.token_ids for prediction in found] == expected
     assert not found[0].hit_token_limit
@@ -65,7 +72,7 @@ def test_any_stop_token_ends_an_answer_and_is_cut_off(model: Any, tokenizer: Any
 
 def test_a_stop_token_in_the_last_place_is_no_limit(model: Any, tokenizer: Any) -> None:
     stop = greedy_by_hand(model, PROMPTS[0], [], 1)[0]
-    assert not generate(model, tokenizer, stop_ids=[stop], max_new_tokens=1)[0].hit_token_limit
+    assert not generate(model, tokenizer, stop_ids=(stop,), max_new_tokens=1)[0].hit_token_limit
 
 
 def test_the_checkpoints_own_settings_play_no_part(model: Any, tokenizer: Any) -> None:

@@ -100,7 +100,8 @@ def test_a_run_with_judges(
         about = entry["judges"][judge]
         assert about["num_judged"] == 12
         assert about["num_truncated_premises"] == 0
-        assert about["documents_per_second"] > 0
+        assert entry["cost"][f"judge_{judge}"]["rows"] == 12
+        assert entry["cost"][f"judge_{judge}"]["rows_per_second"] > 0
         scores = [row["judges"][judge]["score"] for row in rows]
         assert entry[f"{judge}_consistency"] == pytest.approx(np.mean(scores))
         assert entry[f"{judge}_consistent_rate"] == pytest.approx(

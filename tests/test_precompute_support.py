@@ -82,7 +82,6 @@ def test_entropies_and_logits_are_stored_when_asked_for(
 def test_an_unknown_vllm_is_refused_what_only_the_hook_gives_before_anything_is_read(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "pick_engine", lambda name: ("vllm", "asked for"))
     monkeypatch.setattr(precompute, "pick_engine", lambda name: ("vllm", "asked for"))
     monkeypatch.setattr(vllm_layout, "why_unknown", lambda: "vLLM 9 is not known")
     monkeypatch.setattr(precompute, "find_checkpoint", None)

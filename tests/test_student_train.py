@@ -114,6 +114,16 @@ def test_adapter_is_saved_recorded_and_loads(tiny_model, cache, tmp_path, capsys
     assert not torch.allclose(adapted, untouched, atol=1e-4)
 
 
+def test_label_smoothing_is_trained_on_and_recorded(tiny_model, cache, tmp_path):
+    options = {"alpha": 0.0, "max_steps": 4, "learning_rate": 1e-2}
+    plain = run(make_config(tiny_model, cache, tmp_path / "plain", **options))
+    smoothed = run(make_config(tiny_model, cache, tmp_path / "s", label_smoothing=0.5, **options))
+    assert smoothed["identity"]["label_smoothing"] == 0.5
+    assert smoothed["first"]["ce"] == pytest.approx(plain["first"]["ce"])
+    assert smoothed["first"]["loss"] != pytest.approx(plain["first"]["loss"], rel=1e-3)
+    assert smoothed["last"]["ce"] != pytest.approx(plain["last"]["ce"], rel=1e-5)
+
+
 def test_second_run_is_done_at_once(tiny_model, cache, tmp_path, capsys, monkeypatch):
     config = make_config(tiny_model, cache, tmp_path / "student", max_steps=1)
     first = run(config)

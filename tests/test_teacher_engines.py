@@ -12,7 +12,8 @@ import torch
 from pipeline.data.tokenization import Example
 from pipeline.errors import MissingPackageError
 from pipeline.models.checkpoint import find_checkpoint
-from pipeline.teacher.engine import EngineError, pick_engine
+from pipeline.models.engines import pick_engine
+from pipeline.teacher.engine import EngineError
 from pipeline.teacher.row_spec import RowSpec
 from pipeline.teacher.transformers_engine import TransformersEngine
 from pipeline.teacher.vllm_public import scores_from_flat

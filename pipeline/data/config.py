@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pipeline.errors import ConfigError
 from pipeline.settings import setting
 
-TEMPLATES = ("alpaca", "chat", "summarize", "plain")
+TEMPLATES = ("alpaca", "chat", "summarize", "summarize-one-sentence", "plain")
 
 
 @dataclass(frozen=True, kw_only=True)

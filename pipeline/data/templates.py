@@ -26,7 +26,13 @@ ALPACA_WITHOUT_CONTEXT = (
     "Below is an instruction that describes a task. Write a response that appropriately "
     "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
 )
-SUMMARIZE = "Article: {context}\nSummarize the article. Summary:"
+# The prompts of arXiv 2502.11306's evaluation, on CNN/DailyMail and on XSum.
+SUMMARIZE = {
+    "summarize": "Article: {context}\nSummarize the article. Summary:",
+    "summarize-one-sentence": (
+        "Article: {context}\nSummarize the article in one sentence. Summary:"
+    ),
+}
 SUMMARIZE_RESPONSE = " {response}"
 PLAIN = "{instruction}\n\n{context}"
 # Some chat templates print today's date; a fixed one keeps two days' examples the same.
@@ -57,19 +63,19 @@ def render(
         )
     if name == "plain":
         return _joined(record), record.response
-    if name == "summarize":
+    if name in SUMMARIZE:
         if not record.context:
             raise DataError(
-                f"row {number}: --template summarize needs a document and the row has none; "
+                f"row {number}: --template {name} needs a document and the row has none; "
                 "use --template chat or alpaca, or name its field with --context-field"
             )
-        return SUMMARIZE.replace("{context}", record.context), " " + record.response
+        return SUMMARIZE[name].replace("{context}", record.context), " " + record.response
     return _alpaca(record, number), record.response
 
 
 def unrender_response(name: str, text: str) -> str:
     """Return the response that `render` words as `text`: a model's answer as a record holds it."""
-    return text.removeprefix(" ") if name == "summarize" else text
+    return text.removeprefix(" ") if name in SUMMARIZE else text
 
 
 def _alpaca(record: Record, number: int) -> str:
@@ -153,7 +159,7 @@ def fingerprint_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> str
     """Return the SHA-256 (hex) of a template's name and text, the tokenizer's own for "chat"."""
     texts = {
         "alpaca": [ALPACA_WITH_CONTEXT, ALPACA_WITHOUT_CONTEXT],
-        "summarize": [SUMMARIZE, SUMMARIZE_RESPONSE],
+        **{name: [prompt, SUMMARIZE_RESPONSE] for name, prompt in SUMMARIZE.items()},
         "plain": [PLAIN],
     }
     text = [chat_template(tokenizer)] if name == "chat" else texts[name]

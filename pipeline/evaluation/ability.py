@@ -13,9 +13,11 @@ from typing import Any
 
 from pipeline.errors import ConfigError, DataError, MissingPackageError, OutputExistsError
 from pipeline.evaluation.ability_figures import items_path, summarize
+from pipeline.evaluation.config import EvaluateStudentConfig
+from pipeline.evaluation.cost import timed
 from pipeline.evaluation.inputs import ModelInputs
+from pipeline.evaluation.model_in_use import ModelInUse
 from pipeline.evaluation.scores import write_rows
-from pipeline.models.loading import load_model, pick_device
 from pipeline.run_record import write_json
 
 TASK_FILE = (".yaml", ".yml")
@@ -85,11 +87,7 @@ def measure_ability(
     inputs: Sequence[ModelInputs],
     scores: dict[str, Any],
     output: Path,
-    *,
-    num_bins: int,
-    batch_size: int,
-    dtype: str,
-    trust_remote_code: bool,
+    config: EvaluateStudentConfig,
 ) -> None:
     """Add each task's figures to the models' entries under `tasks`, and store items and scores.
 
@@ -100,10 +98,7 @@ def measure_ability(
         inputs: the models; each is loaded once, if it lacks a task.
         scores: the content of the scores file; changed in place.
         output: the scores file.
-        num_bins: of the calibration error.
-        batch_size: options in one forward pass.
-        dtype: number type of the weights.
-        trust_remote_code: run model code that a checkpoint brings along.
+        config: of the run.
 
     Raises:
         ModelError: a model does not load.
@@ -118,14 +113,16 @@ def measure_ability(
         todo = {name: task for name, task in tasks.items() if name not in there}
         if not todo:
             continue
-        loaded: Any = load_model(
-            model.checkpoint, dtype=dtype, trust_remote_code=trust_remote_code
-        ).to(pick_device())
-        for name, items in _run(loaded, model, list(todo.values()), batch_size).items():
+        costs = scores["models"][model.name]["cost"]
+        with ModelInUse(model, config) as in_use:
+            loaded = in_use.load(costs)
+            with timed(costs, "tasks", 0):
+                found = _run(loaded, model, list(todo.values()), config.batch_size)
+            del loaded
+        for name, items in found.items():
             write_rows(items_path(output, name, model.name), items)
-            there[name] = {"fingerprint": prints[name], **summarize(items, num_bins)}
+            there[name] = {"fingerprint": prints[name], **summarize(items, config.ece_bins)}
             there[name] |= {"version": str(todo[name].VERSION), **_harness_settings()}
-        del loaded
         write_json(output, scores)
 
 

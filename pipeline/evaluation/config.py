@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.data.config import DataSettings
 from pipeline.errors import ConfigError
 from pipeline.evaluation.judges.protocol import read_judge_flags
+from pipeline.generation.config import GenerationSettings
 from pipeline.models.loading import DTYPES
 from pipeline.settings import check_local, setting
 
@@ -51,7 +52,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateStudentConfig(DataSettings):
+class EvaluateStudentConfig(DataSettings, GenerationSettings):
     """Settings of `evaluate-student`: which models, on which dataset, scored how."""
 
     data: str = setting(
@@ -102,8 +103,9 @@ class EvaluateStudentConfig(DataSettings):
             ConfigError: naming the flag and its value.
         """
         read_judge_flags(self.judge)
+        GenerationSettings.__post_init__(self)
         if self.validate_judge is None:
-            super().__post_init__()
+            DataSettings.__post_init__(self)
             self._check_models()
         elif self.data or self.model or self.task or self.baseline:
             raise ConfigError(

@@ -1,54 +1,42 @@
 """The stage `evaluate-student`: every model answers the dataset's prompts and reads its gold text.
 
-For each model in turn: load, generate greedily, one teacher-forced pass, a second one at the
-fitted temperature, score, store. Models already in the scores file are skipped without being
-loaded. At the end all models of the file are compared with the baseline.
+One model after the other is loaded, answers, reads the gold text and, with a lens, its own
+answers; what is there already is left as it is. Then judges read the stored answers, tasks are
+run, and all models of the scores file are compared with the baseline.
 """
 
-import functools
-import gc
 import sys
-import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from pipeline.data.sources import load_records
 from pipeline.errors import OutputExistsError
 from pipeline.evaluation.ability import find_tasks, measure_ability
-from pipeline.evaluation.ability_figures import compare_tasks, format_tasks
-from pipeline.evaluation.bootstrap import DRAWS, LEVEL, MIN_DOCUMENTS, SEED
-from pipeline.evaluation.calibration import FLOOR_DRAWS, FLOOR_SEED
+from pipeline.evaluation.ability_figures import compare_tasks
 from pipeline.evaluation.comparisons import compare_models, read_scored
 from pipeline.evaluation.config import EvaluateStudentConfig, name_models, split_name
-from pipeline.evaluation.inputs import ModelInputs, find_inputs, fingerprint_records
+from pipeline.evaluation.cost import format_costs
+from pipeline.evaluation.inputs import ModelInputs, find_inputs
 from pipeline.evaluation.judges.loading import find_judge
 from pipeline.evaluation.judges.protocol import read_judge_flags
 from pipeline.evaluation.judging import check_judges, judge_models
-from pipeline.evaluation.lookback_answers import describe_lens, load_lens, measure_answers
+from pipeline.evaluation.lookback_answers import add_lens, check_lens, load_lens
 from pipeline.evaluation.lookback_lens import LookbackLens
-from pipeline.evaluation.rouge import CONVENTIONS, UNSCORED_LETTERS_WARNING, load_scorer
-from pipeline.evaluation.scores import (
-    aggregate,
-    document_id,
-    measure_references,
-    read_rows,
-    score_document,
-    write_rows,
+from pipeline.evaluation.model_in_use import ModelInUse
+from pipeline.evaluation.model_scores import score_model
+from pipeline.evaluation.rouge import load_scorer
+from pipeline.evaluation.scores import measure_references, read_rows
+from pipeline.evaluation.scores_file import (
+    describe_settings,
+    is_finished,
+    pick_engine_of,
+    predictions_path,
+    read_scores,
 )
-from pipeline.evaluation.scores_file import is_finished, predictions_path, read_scores
-from pipeline.evaluation.table import format_table
-from pipeline.evaluation.teacher_forced import GoldScores, score_gold_tokens
-from pipeline.evaluation.temperature import cross_fit
+from pipeline.evaluation.summary import print_summary
 from pipeline.evaluation.validation import validate_judges
-from pipeline.generation.transformers_generator import generate_greedy
-from pipeline.models.loading import load_model, pick_device
-from pipeline.models.vocabulary import fingerprint_vocabulary
-from pipeline.run_record import installed_versions, write_json
+from pipeline.models.engines import pick_engine
+from pipeline.run_record import write_json
 
 
 def run(config: EvaluateStudentConfig) -> dict[str, Any]:
@@ -56,8 +44,9 @@ def run(config: EvaluateStudentConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: a prompt and the longest prediction exceed a model's positions.
-        DataError: the dataset cannot be read, or no document is left.
-        MissingPackageError: rouge-score is not installed.
+        DataError: the dataset cannot be read, or no document is left; kept answers are damaged.
+        EngineError: vLLM does not start, or stops.
+        MissingPackageError: rouge-score, or the engine asked for, is not installed.
         ModelError: a model or tokenizer is not found, does not load, or does not fit.
         OutputExistsError: the scores file was made with other settings or models.
     """
@@ -71,154 +60,70 @@ def run(config: EvaluateStudentConfig) -> dict[str, Any]:
     load_scorer(stem=False)
     inputs = find_inputs(config)
     lens = load_lens(config.lookback_lens, inputs)
-    settings = {**_settings(config), "lookback_lens": describe_lens(lens)}
-    scores = read_scores(output, settings)
-    todo = [
-        model for model in inputs if not is_finished(output, scores, model.name, model.identity)
-    ]
+    engine, reason = pick_engine_of(output, config.engine)
+    scores = read_scores(output, describe_settings(config, engine))
+    todo = [one for one in inputs if not is_finished(output, scores, one.name, one.identity)]
     check_judges(judges, scores, inputs)
+    check_lens(lens, scores)
     for dataset in {id(model.dataset): model.dataset for model in inputs}.values():
         print(dataset.describe(), file=sys.stderr)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for model in todo:
-        scores["models"][model.name] = _evaluate(model, config, output, lens)
-        write_json(output, scores)
+    if todo:
+        pick_engine(engine)
+        print(f"engine: {engine} ({reason})", file=sys.stderr)
+    costs = {name: dict(entry["cost"]) for name, entry in scores["models"].items()}
+    _read_models(inputs, todo, config, engine, lens, output, scores)
     judge_models(
-        judges,
-        inputs,
-        scores,
-        output,
-        num_bins=config.ece_bins,
-        batch_size=config.batch_size,
+        judges, inputs, scores, output, num_bins=config.ece_bins, batch_size=config.batch_size
     )
-    measure_ability(
-        tasks,
-        inputs,
-        scores,
-        output,
-        num_bins=config.ece_bins,
-        batch_size=config.batch_size,
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-    )
-    scores["references"] = measure_references(inputs[0].dataset.records)
-    scores["comparisons"] = _compare(scores, output, config)
-    write_json(output, scores)
-    evaluated = [model.name for model in todo]
+    measure_ability(tasks, inputs, scores, output, config)
+    _finish(scores, inputs, output, config)
     if not judges:
         print(
             "no --judge given: factual consistency was not judged; names, numbers and words that "
             "the sources lack, and copying, are measured without one"
         )
+    for name, entry in scores["models"].items():
+        if entry["cost"] != costs.get(name):
+            print(format_costs(name, entry["cost"]))
+    evaluated = [model.name for model in todo]
     skipped = [model.name for model in inputs if model.name not in evaluated]
-    _print_summary(scores, output, skipped)
+    print_summary(scores, output, skipped)
     return {"scores": str(output), "evaluated": evaluated, "skipped": skipped, **scores}
 
 
-def _settings(config: EvaluateStudentConfig) -> dict[str, Any]:
-    """Return what all models of one scores file share and a rerun compares.
-
-    Batch size, device and package versions are recorded with each model instead: they do not
-    define the numbers, so a rerun after running out of memory keeps what is finished.
-    """
-    records = load_records(config)
-    return {
-        "dataset": {"fingerprint": fingerprint_records(records), "num_records": len(records)},
-        "template": config.template,
-        "limits": {
-            "max_examples": config.max_examples,
-            "max_prompt_tokens": config.max_prompt_tokens,
-            "max_sequence_tokens": config.max_sequence_tokens,
-        },
-        "decoding": {"strategy": "greedy", "max_new_tokens": config.max_new_tokens},
-        "rouge": CONVENTIONS,
-        "calibration": {
-            "bins": config.ece_bins,
-            "floor_draws": FLOOR_DRAWS,
-            "floor_seed": FLOOR_SEED,
-        },
-        "intervals": {
-            "level": LEVEL,
-            "resamples": "documents",
-            "draws": DRAWS,
-            "seed": SEED,
-            "min_documents": MIN_DOCUMENTS,
-        },
-        "dtype": config.dtype,
-    }
+def _read_models(
+    inputs: Sequence[ModelInputs],
+    todo: Sequence[ModelInputs],
+    config: EvaluateStudentConfig,
+    engine: str,
+    lens: LookbackLens | None,
+    output: Path,
+    scores: dict[str, Any],
+) -> None:
+    """Add an entry for each model of `todo`, and the lens's figures where they are missing."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    names = {model.name for model in todo}
+    for model in inputs:
+        with ModelInUse(model, config) as in_use:
+            if model.name in names:
+                scores["models"][model.name] = score_model(model, in_use, config, engine, output)
+                write_json(output, scores)
+            entry = scores["models"][model.name]
+            if lens is not None and "lookback_lens" not in entry:
+                add_lens(lens, model, in_use, config, engine, output, entry)
+                write_json(output, scores)
 
 
-def _evaluate(
-    inputs: ModelInputs, config: EvaluateStudentConfig, output: Path, lens: LookbackLens | None
-) -> dict[str, Any]:
-    """Return the entry of one model, after storing its rows."""
-    start = time.monotonic()
-    dataset = inputs.dataset
-    model: Any = load_model(
-        inputs.checkpoint, dtype=config.dtype, trust_remote_code=config.trust_remote_code
-    ).to(pick_device())
-    predictions = generate_greedy(
-        model,
-        inputs.tokenizer,
-        [example.input_ids[: example.response_start].tolist() for example in dataset.examples],
-        stop_ids=inputs.stop_ids,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-        label=inputs.name,
-    )
-    gold, rescaled = _read_gold(model, inputs, config)
-    made_with = {
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "batch_size": config.batch_size,
-        "versions": {**installed_versions(), "rouge-score": version("rouge-score")},
-    }
-    lookback = None if lens is None else measure_answers(lens, model, inputs, predictions)
-    del model
-    _free_memory()
-    rows = [
-        score_document(*parts)
-        for parts in zip(
-            dataset.examples, dataset.records, predictions, gold, rescaled, strict=True
-        )
-    ]
-    if lookback is not None:
-        for row, found in zip(rows, lookback[0], strict=True):
-            row["lookback"] = found
-        made_with["lookback_lens"] = lookback[1]
-    write_rows(predictions_path(output, inputs.name), rows)
-    return {
-        "checkpoint": inputs.checkpoint.name,
-        **inputs.identity,
-        "documents_fingerprint": fingerprint_records(dataset.records),
-        "template_fingerprint": dataset.template_fingerprint,
-        "vocabulary_fingerprint": fingerprint_vocabulary(inputs.tokenizer),
-        "counts": dict(dataset.counts),
-        **aggregate(rows, config.ece_bins),
-        "seconds": round(time.monotonic() - start, 3),
-        "made_with": made_with,
-    }
-
-
-def _read_gold(
-    model: Any, inputs: ModelInputs, config: EvaluateStudentConfig
-) -> tuple[list[GoldScores], Sequence[tuple[float, GoldScores] | None]]:
-    """Return what the model says of the gold text, as it is and at the fitted temperatures."""
-    dataset = inputs.dataset
-    score = functools.partial(
-        score_gold_tokens,
-        model,
-        dataset.examples,
-        batch_size=config.batch_size,
-        num_bins=config.ece_bins,
-    )
-    gold = score(label=inputs.name)
-    nll_DG = np.array([scores.nll_G for scores in gold])
-    fitted = cross_fit(nll_DG, [document_id(record) for record in dataset.records])
-    if fitted is None:
-        return gold, [None] * len(gold)
-    rescaled = score(label=f"{inputs.name}, rescaled", temperatures=fitted.of_document)
-    return gold, list(zip(fitted.of_document, rescaled, strict=True))
+def _finish(
+    scores: dict[str, Any],
+    inputs: Sequence[ModelInputs],
+    output: Path,
+    config: EvaluateStudentConfig,
+) -> None:
+    """Add references and comparisons, of all models that are there, and store the scores."""
+    scores["references"] = measure_references(inputs[0].dataset.records)
+    scores["comparisons"] = _compare(scores, output, config)
+    write_json(output, scores)
 
 
 def _compare(scores: dict[str, Any], output: Path, config: EvaluateStudentConfig) -> dict[str, Any]:
@@ -240,38 +145,3 @@ def _compare(scores: dict[str, Any], output: Path, config: EvaluateStudentConfig
         if not path.exists()
     ]
     return found
-
-
-def _free_memory() -> None:
-    gc.collect()  # an adapter and its model refer to each other
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _print_summary(scores: dict[str, Any], output: Path, skipped: list[str]) -> None:
-    models = scores["models"]
-    print(format_table(models))
-    share = max((entry["unscored_letter_share"] for entry in models.values()), default=0.0)
-    if share > UNSCORED_LETTERS_WARNING:
-        print(
-            f"warning: {share:.0%} of the references' letters are outside a-z and count nothing in "
-            "ROUGE-L"
-        )
-    print(*format_tasks(models), sep="\n", end="\n" if format_tasks(models) else "")
-    _print_comparisons(scores["comparisons"])
-    if skipped:
-        print(f"already there, not evaluated again: {', '.join(skipped)}")
-    print(f"scores: {output}")
-
-
-def _print_comparisons(comparisons: dict[str, Any]) -> None:
-    """Print the primary comparisons, one sentence a line, and what was not compared."""
-    primary = [one for one in comparisons["results"] if one["family"] == "primary"]
-    if primary:
-        print(f"changes over documents, 95 % intervals; p corrected (Holm) for {len(primary)}:")
-    for one in primary:
-        print(f"  {one['sentence']}")
-    for one in comparisons["tasks"]:
-        print(f"  {one['sentence']}")
-    for reason in comparisons["not_compared"]:
-        print(f"note: {reason}")

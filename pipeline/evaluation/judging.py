@@ -4,7 +4,6 @@ It runs behind all generation and reads the predictions files, so a judge can be
 scores file without generating anything again.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from pipeline.data.records import Record
 from pipeline.errors import DataError, OutputExistsError
 from pipeline.evaluation.consistency import judge_documents
+from pipeline.evaluation.cost import timed
 from pipeline.evaluation.extractiveness import words
 from pipeline.evaluation.inputs import ModelInputs
 from pipeline.evaluation.judges.loading import FoundJudge, load_judge
@@ -88,7 +88,8 @@ def judge_models(
             entry = scores["models"][model.name]
             path = predictions_path(output, model.name)
             rows = read_rows(path)
-            about = _judge_rows(found, judge, model, rows)
+            with timed(entry["cost"], f"judge_{name}", len(rows)):
+                about = _judge_rows(found, judge, model, rows)
             write_rows(path, rows)
             entry |= aggregate(rows, num_bins)
             entry["judges"] = {**entry.get("judges", {}), name: about}
@@ -103,7 +104,6 @@ def _judge_rows(
     name = found.choice.name
     records: dict[str, Record] = {record_id(record): record for record in model.dataset.records}
     cut = getattr(judge, "num_truncated", 0)
-    start = time.monotonic()
     with Progress(f"{model.name}: judge {name}", len(rows), "documents") as progress:
         for first in range(0, len(rows), BLOCK_DOCUMENTS):
             block = rows[first : first + BLOCK_DOCUMENTS]
@@ -116,13 +116,11 @@ def _judge_rows(
             for row, values in zip(block, judged, strict=True):
                 row["judges"] = {**row.get("judges", {}), name: values}
             progress.advance(len(block))
-    seconds = time.monotonic() - start
     return {
         **found.identity,
         "threshold": judge.threshold,
         "num_judged": sum(row["judges"][name] is not None for row in rows),
         "num_truncated_premises": getattr(judge, "num_truncated", 0) - cut,
-        "documents_per_second": round(len(rows) / max(seconds, 1e-9), 3),
     }
 
 

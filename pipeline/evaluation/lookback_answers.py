@@ -1,17 +1,20 @@
 """Factual rate: what a lookback lens says of the answers a model wrote.
 
-The lens is read and checked against every model before the first one is loaded.
+The lens is read and checked against every model before the first one is loaded. It reads the kept
+answers, so it can be added to finished scores.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import ModelError
+from pipeline.errors import DataError, ModelError, OutputExistsError
+from pipeline.evaluation.answers import read_answers
+from pipeline.evaluation.config import EvaluateStudentConfig
 from pipeline.evaluation.context_tokens import count_context_tokens
+from pipeline.evaluation.cost import timed
 from pipeline.evaluation.inputs import ModelInputs
 from pipeline.evaluation.lookback import attention_layers, lookback_ratios
 from pipeline.evaluation.lookback_lens import (
@@ -20,6 +23,9 @@ from pipeline.evaluation.lookback_lens import (
     read_architecture,
     read_lens,
 )
+from pipeline.evaluation.model_in_use import ModelInUse
+from pipeline.evaluation.scores import aggregate, read_rows, write_rows
+from pipeline.evaluation.scores_file import answers_path, predictions_path
 from pipeline.evaluation.windows import window_means
 from pipeline.generation.requests import Prediction
 from pipeline.models.vocabulary import fingerprint_vocabulary
@@ -50,13 +56,68 @@ def load_lens(path: str | None, inputs: Sequence[ModelInputs]) -> LookbackLens |
     return lens
 
 
-def describe_lens(lens: LookbackLens | None) -> dict[str, Any] | None:
-    """Return what all models of a scores file share of the lens, JSON-ready."""
+def check_lens(lens: LookbackLens | None, scores: dict[str, Any]) -> None:
+    """Refuse a lens other than the one that models of the scores file were read with.
+
+    Raises:
+        OutputExistsError: rates of different lenses are not comparable.
+    """
     if lens is None:
-        return None
-    return {
+        return
+    for name, entry in scores["models"].items():
+        there = entry.get("lookback_lens", {}).get("fingerprint", lens.fingerprint)
+        if there != lens.fingerprint:
+            raise OutputExistsError(
+                f"model {name!r} was read with another lens (fingerprint there {there[:12]}, asked "
+                f"{lens.fingerprint[:12]}), whose rates are not comparable: choose another --output"
+            )
+
+
+def add_lens(
+    lens: LookbackLens,
+    model: ModelInputs,
+    in_use: ModelInUse,
+    config: EvaluateStudentConfig,
+    engine: str,
+    output: Path,
+    entry: dict[str, Any],
+) -> None:
+    """Add what the lens says to the model's rows, stored again, and to its entry.
+
+    The answers are read from their file: nothing is generated.
+
+    Args:
+        lens: which fits the model.
+        model: which is evaluated otherwise.
+        in_use: loads it.
+        config: of the run.
+        engine: that made the answers.
+        output: the scores file.
+        entry: the model's, changed in place.
+
+    Raises:
+        DataError: the answers are gone, damaged, or not those of the predictions.
+        ModelError: the model gives no attention weights, or the lens read other layers.
+    """
+    answers = read_answers(model, config, engine, output).predictions
+    path = predictions_path(output, model.name)
+    rows = read_rows(path)
+    if [row["prediction"] for row in rows] != [answer.text for answer in answers]:
+        raise DataError(
+            f"{path} and {answers_path(output, model.name)} hold different answers: delete the "
+            f"entry {model.name!r} of {output.name} to score the model again"
+        )
+    loaded = in_use.load(entry["cost"])
+    with timed(entry["cost"], "lookback_lens", len(rows)):
+        found = measure_answers(lens, loaded, model, answers)
+    for row, values in zip(rows, found, strict=True):
+        row["lookback"] = values
+    write_rows(path, rows)
+    entry |= aggregate(rows, config.ece_bins)
+    entry["lookback_lens"] = {
         "fingerprint": lens.fingerprint,
         "fitted_on": lens.model,
+        "fitted_on_this_model": model.fingerprint == lens.model_fingerprint,
         "window": lens.window,
         "threshold": lens.threshold,
     }
@@ -67,8 +128,8 @@ def measure_answers(
     model: "PreTrainedModel",
     inputs: ModelInputs,
     predictions: Sequence[Prediction],
-) -> tuple[list[dict[str, Any] | None], dict[str, Any]]:
-    """Return the field `lookback` of each row, and how the pass went.
+) -> list[dict[str, Any] | None]:
+    """Return the field `lookback` of each row.
 
     A row without a document has None. Else: `mean_ratio`, over the answer's tokens, layers and
     heads (None for an empty answer); `probabilities` of its windows; `num_factual` of them at the
@@ -83,7 +144,6 @@ def measure_answers(
             f"model {inputs.name!r} attends to the whole context in the layers {layers}: the lens "
             f"was fitted on the layers {lens.layers}"
         )
-    start = time.monotonic()
     contexts = count_context_tokens(inputs.dataset, inputs.tokenizer)
     found: list[dict[str, Any] | None] = []
     with Progress(f"{inputs.name}: attention", len(predictions), "documents") as progress:
@@ -97,10 +157,7 @@ def measure_answers(
                 else _measure(lens, model, prompt_ids, prediction.token_ids, num_context)
             )
             progress.advance()
-    return found, {
-        "fitted_on_this_model": inputs.fingerprint == lens.model_fingerprint,
-        "documents_per_second": round(len(predictions) / (time.monotonic() - start), 3),
-    }
+    return found
 
 
 def _measure(

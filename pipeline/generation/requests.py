@@ -49,7 +49,8 @@ class Prediction:
 
     Attributes:
         text: decoded without special tokens, otherwise as written, up to a stop string.
-        token_ids: the generated tokens before the stop token.
+        token_ids: the generated tokens before the stop token; with a stop string, the fewest
+            first ones that hold the text.
         hit_token_limit: generation ended because of the limit, not by a stop token or string.
     """
 
@@ -84,12 +85,19 @@ def to_prediction(
     tokenizer: "PreTrainedTokenizerBase",
 ) -> Prediction:
     """Return the answer in generated tokens that may run on past its end."""
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(
+            tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
     token_ids = list(token_ids[: request.max_new_tokens])
     end = next((at for at, token in enumerate(token_ids) if token in decoding.stop_ids), None)
     token_ids = token_ids[:end]
-    text = str(
-        tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    )
+    text = decode(token_ids)
     stops = [at for stop in decoding.stop_strings if (at := text.find(stop)) >= 0]
-    ended = end is not None or bool(stops)
-    return Prediction(text[: min(stops, default=None)], token_ids, hit_token_limit=not ended)
+    if stops:
+        text = text[: min(stops)]
+        while token_ids and decode(token_ids[:-1]).startswith(text):
+            token_ids.pop()
+    return Prediction(text, token_ids, hit_token_limit=end is None and not stops)

@@ -16,42 +16,9 @@ import torch
 
 from pipeline.generation.draws import SeededDraws
 from pipeline.generation.requests import Decoding, Prediction, Request, to_prediction
-from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-def generate_greedy(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Sequence[int]],
-    *,
-    stop_ids: Sequence[int],
-    max_new_tokens: int,
-    batch_size: int,
-    label: str,
-) -> list[Prediction]:
-    """Return the greedy continuation of each prompt, in the order of `prompts`.
-
-    Args:
-        model: in evaluation mode, on the device to use; an adapter may be around it.
-        tokenizer: decodes the answers.
-        prompts: token ids of each prompt, at least one token.
-        stop_ids: tokens that end an answer; they are cut off it.
-        max_new_tokens: longest answer, stop token included.
-        batch_size: prompts in one batch.
-        label: names the model in the progress display.
-    """
-    requests = [Request(prompt, max_new_tokens) for prompt in prompts]
-    found: dict[int, Prediction] = {}
-    with Progress(f"{label}: generate", len(prompts), "documents") as progress:
-        for index, prediction in generate_batches(
-            model, tokenizer, requests, Decoding(tuple(stop_ids)), batch_size
-        ):
-            found[index] = prediction
-            progress.advance()
-    return [found[index] for index in range(len(prompts))]
 
 
 def generate_batches(

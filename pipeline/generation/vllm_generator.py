@@ -4,6 +4,7 @@ Prompts go in as token ids and answers come out as token ids, decoded by the cod
 engine shares. The checkpoint's own sampling settings and end tokens play no part.
 """
 
+import gc
 from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
@@ -135,6 +136,8 @@ class VllmGenerator:
             ) from error
 
     def close(self) -> None:
-        """Stop the engine and delete a merged copy."""
+        """Stop the engine, so that its memory is free when this returns; delete a merged copy."""
+        self._llm.llm_engine.engine_core.shutdown()
         del self._llm
+        gc.collect()
         self._copies.close()

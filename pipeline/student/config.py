@@ -44,6 +44,12 @@ class TrainStudentConfig(TrainingSettings):
         ALPHA_SCHEDULES,
     )
     normalize_loss: bool = setting("Divide each token's loss by 1 + its alpha.", False)
+    # The control without a teacher: docs/evaluation.md says how to run it beside the students.
+    label_smoothing: float = setting(
+        "Share of the CE's target that is spread evenly over the vocabulary; a control for "
+        "--alpha 0.",
+        0.0,
+    )
     # What the method's paper does; docs/losses.md says what it costs with a small support.
     tail: str = setting(
         "Teacher mass outside the support: scaled away, matched as one class, or given to the "
@@ -106,6 +112,10 @@ class TrainStudentConfig(TrainingSettings):
         if self.local_copy is not None:
             check_local("--local-copy", self.local_copy)
         _ = self.alpha_settings, self.kl_settings  # check themselves
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(
+                f"--label-smoothing {self.label_smoothing} must be at least 0 and below 1"
+            )
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ConfigError(f"--batch-tokens {self.batch_tokens} must be at least 1")
         if self.from_scratch and self.tuning != "full":

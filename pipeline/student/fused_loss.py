@@ -40,6 +40,8 @@ class LossInputs:
         alphas_N: weight of each row's KL beside its CE, 0 or more; None with no teacher.
         weights_N: what each row's loss is multiplied by; None is 1.
         settings: cut, temperatures, tail and divergence.
+        label_smoothing: share in [0, 1) of the CE's target that is spread evenly over the head's
+            rows; LossSums.ce stays the cross-entropy of the labels themselves.
         softcap: c where the model's logits are c * tanh(z / c); None where they are z.
         chunk_rows: rows of logits made at a time; None takes what fits CHUNK_BYTES.
         row_pass: the passes over a chunk; None takes the Triton kernel on CUDA.
@@ -51,6 +53,7 @@ class LossInputs:
     alphas_N: Tensor | None = None
     weights_N: Tensor | None = None
     settings: KlSettings = KlSettings()
+    label_smoothing: float = 0.0
     softcap: float | None = None
     chunk_rows: int | None = None
     row_pass: RowPass | None = None
@@ -73,7 +76,7 @@ class LossSums(NamedTuple):
     """Sums over the N response tokens of a batch; scalars, all but the first detached.
 
     Attributes:
-        loss: weighted CE + alpha * KL, with the graph.
+        loss: weighted (smoothed) CE + alpha * KL, with the graph.
         ce: cross-entropy of the labels, in nats.
         kl: the divergence in nats, times T^2.
         alpha: weight of the KL beside the CE.
@@ -206,6 +209,7 @@ def _score_chunk(
     weights_N = torch.ones(len(labels_N), dtype=dtype, device=logits_NV.device)
     if inputs.weights_N is not None:
         weights_N = inputs.weights_N[rows].to(dtype)
+    above_mean_N = _above_mean(logits_NV, labels_N, dtype) if inputs.label_smoothing else None
     if inputs.teacher is None:
         ce_N, log_sums_N, top_N = _label_pass(logits_NV, labels_N, weights_N, row_pass)
         sums = torch.stack([(weights_N * ce_N).sum(), ce_N.sum()])
@@ -218,6 +222,10 @@ def _score_chunk(
         )
     if inputs.confidence is not None:
         inputs.confidence.add(ce_N, log_sums_N, top_N)
+    if above_mean_N is not None:
+        smoothed_N = inputs.label_smoothing * weights_N
+        sums[0] += (smoothed_N * above_mean_N).sum()
+        _smooth(logits_NV, labels_N, smoothed_N)
     if slopes_NV is not None:
         logits_NV.mul_(slopes_NV)
     return sums
@@ -229,6 +237,19 @@ def _cap(logits_NV: Tensor, cap: float) -> Tensor:
     slopes_NV = 1 - logits_NV * logits_NV
     logits_NV.mul_(cap)
     return slopes_NV
+
+
+def _above_mean(logits_NV: Tensor, labels_N: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return z_label - mean(z), the uniform target's cross-entropy minus the label's."""
+    label_logits_N = logits_NV.gather(1, labels_N[:, None]).squeeze(1).to(dtype)
+    return label_logits_N - logits_NV.mean(dim=1, dtype=dtype)
+
+
+def _smooth(gradient_NV: Tensor, labels_N: Tensor, smoothed_N: Tensor) -> None:
+    """Move the share smoothed_N of each row's target from the label to all of the row, evenly."""
+    smoothed_N1 = smoothed_N[:, None].to(gradient_NV.dtype)
+    gradient_NV.sub_(smoothed_N1 / gradient_NV.shape[1])
+    gradient_NV.scatter_add_(1, labels_N[:, None], smoothed_N1)
 
 
 def _label_pass(

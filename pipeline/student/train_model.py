@@ -159,6 +159,7 @@ def _prepare(
     trainer = StudentTrainer(
         alpha_settings=config.alpha_settings,
         kl_settings=config.kl_settings,
+        label_smoothing=config.label_smoothing,
         batch_tokens=config.batch_tokens,
         trained_on=trained_on,
         model=load(checkpoint, config, precision, attention),

@@ -53,6 +53,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         *,
         alpha_settings: AlphaSettings,
         kl_settings: KlSettings,
+        label_smoothing: float = 0.0,
         batch_tokens: int | None = None,
         trained_on: BoolArray | None = None,
         **trainer_options: Any,
@@ -68,6 +69,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self.alpha_settings = alpha_settings
         self.kl_settings = kl_settings
+        self.label_smoothing = label_smoothing
         self.batching = "padded"
         self.steps: Steps | None = None
         self._batch_tokens, self._trained_on = batch_tokens, trained_on
@@ -189,7 +191,12 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         labels_N, softcap = inputs["response_labels_N"], self._head.transform.softcap
         confidence = None if training else self._confidence
         if "log_tail_mass_N" not in inputs:  # alpha 0 has no use for the teacher
-            return LossInputs(labels_N=labels_N, softcap=softcap, confidence=confidence)
+            return LossInputs(
+                labels_N=labels_N,
+                label_smoothing=self.label_smoothing,
+                softcap=softcap,
+                confidence=confidence,
+            )
         alpha = self.alpha_settings.alpha
         if training:  # evaluations of one run are all on one scale
             alpha = self.alpha_settings.at_step(self.state.global_step, self.state.max_steps)
@@ -200,6 +207,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
             alphas_N=alphas_N,
             weights_N=1 / (1 + alphas_N) if self.alpha_settings.normalize else None,
             settings=self.kl_settings,
+            label_smoothing=self.label_smoothing,
             softcap=softcap,
             confidence=confidence,
         )

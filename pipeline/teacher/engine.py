@@ -1,10 +1,9 @@
-"""What an engine does for the teacher pass, and which one is used.
+"""What an engine does for the teacher pass, and by which route.
 
 An engine reads token ids, never text, and returns true natural log-probabilities under the
 full vocabulary for response positions only. Legend: N response tokens, K candidates.
 """
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.tokenization import Example
-from pipeline.errors import ConfigError, EngineError, MissingPackageError
+from pipeline.errors import ConfigError, EngineError
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.run_record import installed_versions
 from pipeline.teacher import vllm_adapter, vllm_layout
@@ -58,25 +57,6 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the model."""
         ...
-
-
-def pick_engine(name: str) -> tuple[str, str]:
-    """Return the engine to use for a setting of engine_config.ENGINES, and the reason in words.
-
-    Raises:
-        MissingPackageError: vLLM is asked for and not installed.
-    """
-    has_vllm = importlib.util.find_spec("vllm") is not None
-    if name == "auto":
-        if has_vllm:
-            return "vllm", "vLLM is installed"
-        return "transformers", "vLLM is not installed"
-    if name == "vllm" and not has_vllm:
-        raise MissingPackageError(
-            'engine vllm: vLLM is not installed; pip install "smoothkd[teacher]" on a GPU node, '
-            "or use --engine transformers"
-        )
-    return name, "asked for"
 
 
 def pick_route(engine: str, asked: str, planned: str | None = None) -> tuple[str, str]:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
+from pipeline.models.engines import ENGINES
 from pipeline.settings import setting
 
-ENGINES = ("auto", "vllm", "transformers")
 # How rows leave vLLM: scored inside its workers, or through its public interface.
 WORKER_HOOK, PROMPT_LOGPROBS = "worker_hook", "prompt_logprobs"
 VLLM_ROUTES = ("auto", WORKER_HOOK, PROMPT_LOGPROBS)

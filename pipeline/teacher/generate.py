@@ -6,11 +6,18 @@ responses. Resumable at any moment, recorded in run.json.
 
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.data.prompts import TokenizedPrompts, tokenize_prompts
 from pipeline.errors import ConfigError, DataError
+from pipeline.generation.engines import (
+    Generator,
+    TransformersGenerator,
+    start_vllm_generator,
+)
+from pipeline.generation.growing_file import append
 from pipeline.generation.requests import Decoding, Prediction, Request, derive_seed
 from pipeline.models.checkpoint import (
     Checkpoint,
@@ -18,12 +25,11 @@ from pipeline.models.checkpoint import (
     fingerprint_checkpoint,
     max_positions,
 )
-from pipeline.models.loading import load_tokenizer
+from pipeline.models.engines import pick_engine
+from pipeline.models.loading import load_model, load_tokenizer, pick_device
 from pipeline.progress import Progress
 from pipeline.run_record import find_finished, finish_output, open_output, read_record
-from pipeline.teacher.engine import pick_engine
 from pipeline.teacher.generate_config import GenerateConfig
-from pipeline.teacher.generate_engines import start_generator
 from pipeline.teacher.generate_rows import (
     account,
     count_answers,
@@ -35,10 +41,10 @@ from pipeline.teacher.responses_file import (
     DATASET,
     UNFINISHED,
     Answer,
-    append,
     open_unfinished,
     write_dataset,
 )
+from storage_schema.publish import temporary_path
 
 COMMAND = "generate-responses"
 # What the machine gives; it has no part in what is asked for.
@@ -128,7 +134,7 @@ def _generate(
     with open_unfinished(output) as (file, answers):
         speed: dict[str, Any] = {"resumed_responses": len(answers)}
         if len(answers) < len(requests):
-            generator = start_generator(engine, config, checkpoint, tokenizer, requests)
+            generator = _start_generator(engine, config, checkpoint, tokenizer, requests)
             try:
                 found = generator.generate(requests, decoding, frozenset(answers))
                 num_missing = len(requests) - len(answers)
@@ -149,6 +155,33 @@ def _generate(
     )
 
 
+def _start_generator(
+    engine: str,
+    config: GenerateConfig,
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    requests: list[Request],
+) -> Generator:
+    if engine == "vllm":
+        return start_vllm_generator(
+            checkpoint,
+            tokenizer,
+            requests,
+            dtype=config.dtype,
+            merged_path=temporary_path(Path(config.output) / "merged-model"),
+            tensor_parallel_size=config.tensor_parallel_size,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            trust_remote_code=config.trust_remote_code,
+        )
+    from pipeline.training.quiet import quiet_transformers
+
+    quiet_transformers()
+    model: Any = load_model(
+        checkpoint, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    )
+    return TransformersGenerator(model.to(pick_device()), tokenizer, config.batch_size)
+
+
 def _collect(
     found: Iterator[tuple[int, Prediction]],
     num_missing: int,
@@ -162,7 +195,7 @@ def _collect(
     with Progress(COMMAND, num_missing, "responses") as progress:
         for index, prediction in found:
             answers[index] = to_answer(index, prediction, template, tokenizer)
-            append(file, answers[index])
+            append(file, asdict(answers[index]))
             tokens += len(prediction.token_ids)
             progress.advance(note=f"{tokens / (time.monotonic() - start):.0f} tokens/s")
     seconds = time.monotonic() - start

@@ -15,7 +15,7 @@ from pipeline.teacher.responses_file import Answer
 
 def to_answer(index: int, prediction: Prediction, template: str, tokenizer: Any) -> Answer:
     """Return the answer to one request, its text as a record holds it under the template."""
-    # A stop string's tokens are among the generated ones, so the text's are the first of them.
+    # The last token may hold a stop string too, so the text's own are the first of the generated.
     (ids,) = encode_responses([prediction.text], tokenizer)
     generated = prediction.token_ids
     return Answer(

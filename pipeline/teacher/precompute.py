@@ -15,6 +15,7 @@ from pipeline.models.checkpoint import (
     read_model_config,
     vocabulary_rows,
 )
+from pipeline.models.engines import pick_engine
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.vocabulary import fingerprint_vocabulary, vocabulary_size
 from pipeline.run_record import installed_versions
@@ -24,7 +25,6 @@ from pipeline.teacher.engine import (
     adapter_use,
     check_route,
     describe_engine,
-    pick_engine,
     pick_route,
 )
 from pipeline.teacher.pass_report import PassReport

@@ -16,12 +16,12 @@ import numpy.typing as npt
 from pipeline.data.tokenization import Example
 from pipeline.errors import ModelError
 from pipeline.models.checkpoint import Checkpoint, find_checkpoint, fingerprint_checkpoint
+from pipeline.models.engines import pick_engine
 from pipeline.progress import Progress
 from pipeline.teacher.engine import (
     Engine,
     check_route,
     describe_engine,
-    pick_engine,
     pick_route,
 )
 from pipeline.teacher.scoring import score_responses, start_engine

@@ -1,19 +1,18 @@
 """The files of generate-responses: what is generated so far, and the finished dataset.
 
-While a run goes on, each answer is one line of unfinished.jsonl, in the order of finishing. A
-half line, left by a run that was killed while writing, is cut off and its answer made again. The
+While a run goes on, each answer is one line of unfinished.jsonl, in the order of finishing. The
 dataset, responses.jsonl, is then written in the order of the prompts, whole or not at all.
 """
 
-import fcntl
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.errors import DataError, OutputExistsError
+from pipeline.errors import DataError
+from pipeline.generation.growing_file import open_growing
 from storage_schema.publish import publish
 
 UNFINISHED = "unfinished.jsonl"
@@ -48,19 +47,12 @@ def open_unfinished(output: Path) -> Iterator[tuple[TextIO, dict[int, Answer]]]:
         DataError: a whole line is no answer.
     """
     path = output / UNFINISHED
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputExistsError(f"another process is writing {path}: wait for it") from error
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        file.truncate(len(whole))
-        yield file, {answer.request: answer for answer in _parse(path, whole)}
+    with open_growing(path) as (file, lines):
+        yield file, {answer.request: answer for answer in _parse(path, lines)}
 
 
-def _parse(path: Path, content: bytes) -> Iterator[Answer]:
-    for number, line in enumerate(content.splitlines(), 1):
+def _parse(path: Path, lines: Sequence[bytes]) -> Iterator[Answer]:
+    for number, line in enumerate(lines, 1):
         try:
             yield Answer(**json.loads(line))
         except (ValueError, TypeError) as error:
@@ -68,12 +60,6 @@ def _parse(path: Path, content: bytes) -> Iterator[Answer]:
                 f"{path}, line {number} is no generated answer ({error}); delete the folder to "
                 "start over"
             ) from error
-
-
-def append(file: TextIO, answer: Answer) -> None:
-    """Add one answer as a whole line, handed to the system at once."""
-    file.write(json.dumps(asdict(answer)) + "\n")
-    file.flush()
 
 
 def write_dataset(output: Path, rows: Iterable[dict[str, Any]]) -> Path:

@@ -37,7 +37,7 @@ def start_engine(
     """Return the engine, its model loaded in the plan's number type.
 
     Args:
-        name: "vllm" or "transformers", see `pipeline.teacher.engine.pick_engine`.
+        name: "vllm" or "transformers", see `pipeline.models.engines.pick_engine`.
         settings: what it may take of the machine.
         checkpoint: the teacher.
         plan: gives k, the vocabulary and the number type.

@@ -1,4 +1,4 @@
-"""Start the generator that generate-responses asks for."""
+"""Start the generator that a command asks for."""
 
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.generation.requests import Decoding, Prediction, Request
 from pipeline.models.checkpoint import Checkpoint
-from pipeline.teacher.generate_config import GenerateConfig
-from storage_schema.publish import temporary_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,39 +42,45 @@ class TransformersGenerator:
         )
 
     def close(self) -> None:
-        """Free the model."""
+        """Give the model up; its owner may go on using it."""
         del self._model
 
 
-def start_generator(
-    engine: str,
-    config: GenerateConfig,
+def start_vllm_generator(
     checkpoint: Checkpoint,
     tokenizer: "PreTrainedTokenizerBase",
     requests: Sequence[Request],
+    *,
+    dtype: str,
+    merged_path: Path,
+    gpu_memory_utilization: float,
+    trust_remote_code: bool,
+    tensor_parallel_size: int = 1,
 ) -> Generator:
-    """Return the generator with its model loaded.
+    """Return a vLLM engine with room for the longest of the requests and its answer.
+
+    Args:
+        checkpoint: the model, or an adapter, which is merged first.
+        tokenizer: decodes the answers.
+        requests: all that will be asked.
+        dtype: "auto", float32, bfloat16 or float16.
+        merged_path: where a merged copy is kept while the engine lives.
+        gpu_memory_utilization: share of GPU memory the engine may take.
+        trust_remote_code: run model code shipped with the checkpoint.
+        tensor_parallel_size: GPUs the model is spread over.
 
     Raises:
-        ModelError: the model does not load.
         EngineError: vLLM does not start.
     """
-    if engine == "vllm":
-        from pipeline.generation.vllm_generator import VllmGenerator
+    from pipeline.generation.vllm_generator import VllmGenerator
 
-        return VllmGenerator(
-            checkpoint,
-            tokenizer,
-            dtype=config.dtype,
-            longest=max(len(r.prompt_ids) + r.max_new_tokens for r in requests),
-            merged_path=temporary_path(Path(config.output) / "merged-model"),
-            tensor_parallel_size=config.tensor_parallel_size,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            trust_remote_code=config.trust_remote_code,
-        )
-    from pipeline.models.loading import load_model, pick_device
-    from pipeline.training.quiet import quiet_transformers
-
-    quiet_transformers()
-    model = load_model(checkpoint, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
-    return TransformersGenerator(model.to(pick_device()), tokenizer, config.batch_size)
+    return VllmGenerator(
+        checkpoint,
+        tokenizer,
+        dtype=dtype,
+        longest=max(len(r.prompt_ids) + r.max_new_tokens for r in requests),
+        merged_path=merged_path,
+        tensor_parallel_size=tensor_parallel_size,
+        gpu_memory_utilization=gpu_memory_utilization,
+        trust_remote_code=trust_remote_code,
+    )
