@@ -20,8 +20,9 @@ class Device:
     bandwidth: float
 
 
-# NVIDIA's data sheets: "NVIDIA A100", "NVIDIA H100" (SXM), "NVIDIA H200"; without sparsity.
+# NVIDIA's data sheets: L4, A100 80 GB, H100 SXM, H200; without sparsity.
 DEVICES = (
+    Device("L4 24 GB", 121e12, 24e9, 0.3e12),
     Device("A100 80 GB", 312e12, 80e9, 2.0e12),
     Device("H100 80 GB", 989e12, 80e9, 3.35e12),
     Device("H200 141 GB", 989e12, 141e9, 4.8e12),
@@ -31,8 +32,8 @@ DEVICES = (
 # generation at batch size 8. The peak is set so that UTILISATION of it is that.
 TWO_CORES_TRAINING = Device("2 CPU cores", 0.30e12, 0.0, 2.7e9)
 TWO_CORES_SCORING = Device("2 CPU cores", 1.18e12, 0.0, 2.7e9)
-# The least of a generation step in transformers, whose kernel launches take longer than small
-# models' weights; an assumption, not measured here.
+# The least of a forward pass in transformers on a GPU, whose kernel launches take longer than a
+# small model's arithmetic; an assumption, not measured here. A training step is three of them.
 STEP_SECONDS = 0.02
 # Share of the peak. Llama 3 reports 38 to 43 % in pre-training on H100s (arXiv 2407.21783, table
 # 4); small models and short sequences reach much less.
@@ -77,6 +78,17 @@ def training_flops(
         + forward["attention"] * attention_passes
         + forward["head"] * (3 if full else 2)
     )
+
+
+def training_seconds(device: Device, flops: float, passes: int) -> float:
+    """Return the time of a training run: its operations, but no less than its kernel launches.
+
+    Args:
+        device: where it runs.
+        flops: of the whole run.
+        passes: forward passes with their backward passes.
+    """
+    return max(flops / (device.peak_flops * UTILISATION), passes * 3 * STEP_SECONDS)
 
 
 def generation_seconds(

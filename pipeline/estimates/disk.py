@@ -4,6 +4,8 @@ The constants are fits to docs/results/cache-codec.md: 128 and 64 entries a row,
 of two data sets and two vocabularies, to within a tenth.
 """
 
+import math
+
 from pipeline.estimates.memory import DTYPE_BYTES, MOMENT_BYTES
 from pipeline.estimates.shapes import ModelShape
 
@@ -26,22 +28,29 @@ ROW_BYTES, TOKEN_BYTES = 13.0, 2.0
 BFLOAT16_LOGITS_SHARE = 0.92
 
 
+def _distance(min_prob: float, other: float) -> float:
+    return abs(math.log(min_prob / other))
+
+
 def entries_per_row(k: int, min_prob: float) -> float:
     """Return the mean number of stored entries of a top-k row, between measured points."""
     if min_prob <= 0:
         return float(k)
-    row = ENTRIES_BY_MIN_PROB[min(ENTRIES_BY_MIN_PROB, key=lambda p: abs(p / min_prob - 1))]
+    row: tuple[float, ...]
+    nearest = min(ENTRIES_BY_MIN_PROB, key=lambda measured: _distance(measured, min_prob))
+    row = ENTRIES_BY_MIN_PROB[nearest]
     if k <= ENTRY_KS[0]:
         return min(float(k), row[0])
     for low, high, few, many in zip(ENTRY_KS, ENTRY_KS[1:], row, row[1:], strict=False):
         if k <= high:
-            return few + (many - few) * (k - low) / (high - low)
+            share = (k - low) / (high - low)
+            return few + (many - few) * share
     return row[-1]
 
 
 def entries_per_sampled_row(num_samples: int) -> float:
     """Return the mean number of different tokens among the draws for a row."""
-    return min(float(num_samples), DISTINCT_OF_50 * (num_samples / 50) ** 0.5)
+    return min(float(num_samples), DISTINCT_OF_50 * math.sqrt(num_samples / 50))
 
 
 def cache_bytes(
@@ -65,7 +74,7 @@ def cache_bytes(
     rows = response_tokens * (ROW_BYTES + entries * an_entry)
     if codec == "bfloat16-logits":
         rows *= BFLOAT16_LOGITS_SHARE
-    return rows + tokens * TOKEN_BYTES
+    return float(rows + tokens * TOKEN_BYTES)
 
 
 def student_bytes(shape: ModelShape, tuning: str, lora_rank: int, merge: bool) -> dict[str, float]:

@@ -17,6 +17,7 @@ from pipeline.estimates.compute import (
     forward_flops,
     generation_seconds,
     training_flops,
+    training_seconds,
 )
 from pipeline.estimates.disk import (
     cache_bytes,
@@ -60,7 +61,9 @@ def teacher_pass(
         dtype: of the teacher; "auto" is the checkpoint's.
         support: the plan's section of that name.
         codec: of the cache.
-        examples_per_shard, tensor_parallel, num_partitions: as the settings.
+        examples_per_shard: responses in a shard.
+        tensor_parallel: GPUs of one engine.
+        num_partitions: engines.
         scoring_bytes: what scoring holds at a time (pipeline.teacher.extraction).
     """
     dtype = shape.dtype if dtype == "auto" else dtype
@@ -96,7 +99,11 @@ def teacher_pass(
         "entries_per_response_token": entries,
         "memory_bytes": memory,
         "fits": _fits(memory["total"]),
-        **_time(shape, sum(flops.values()), TWO_CORES_SCORING),
+        "flops": sum(flops.values()),
+        "gpu_hours": {
+            device.name: sum(flops.values()) / (device.peak_flops * UTILISATION) / 3600
+            for device in _devices(shape, TWO_CORES_SCORING)
+        },
     }
 
 
@@ -159,7 +166,14 @@ def training(
         "disk_bytes": disk,
         "memory_bytes": memory,
         "fits": _fits(memory["total"]),
-        **_time(shape, flops, TWO_CORES_TRAINING),
+        "flops": flops,
+        "gpu_hours": {
+            device.name: training_seconds(
+                device, flops, steps * settings.gradient_accumulation_steps * processes
+            )
+            / 3600
+            for device in _devices(shape, TWO_CORES_TRAINING)
+        },
     }
 
 
@@ -249,14 +263,6 @@ def _basics(shape: ModelShape, size: DataSize) -> dict[str, Any]:
 
 def _devices(shape: ModelShape, two_cores: Device) -> tuple[Device, ...]:
     return (*DEVICES, two_cores) if shape.num_parameters < SMALL_PARAMETERS else DEVICES
-
-
-def _time(shape: ModelShape, flops: float, two_cores: Device) -> dict[str, Any]:
-    hours = {
-        device.name: flops / (device.peak_flops * UTILISATION) / 3600
-        for device in _devices(shape, two_cores)
-    }
-    return {"flops": flops, "gpu_hours": hours}
 
 
 def _fits(num_bytes: float) -> list[str]:

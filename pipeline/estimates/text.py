@@ -2,12 +2,10 @@
 
 from typing import Any
 
-PARTS = {"attention_cache": "attention cache", "optimiser": "optimiser", "total": "total"}
-
 
 def describe(name: str, estimate: dict[str, Any]) -> str:
     """Return the lines of one stage."""
-    lines = [f"{name}"]
+    lines = [name]
     if "parameters" in estimate:
         lines.append(
             f"  model    {estimate['parameters']:,} parameters\n"
@@ -15,9 +13,8 @@ def describe(name: str, estimate: dict[str, Any]) -> str:
             f"{estimate['prompt_tokens']:,} prompt and {estimate['response_tokens']:,} response "
             "tokens"
         )
-    lines += [
-        f"  plan     {line}" for line in (_plan(estimate), *estimate.get("notes", ())) if line
-    ]
+    if _plan(estimate):
+        lines.append(f"  plan     {_plan(estimate)}")
     if "disk_bytes" in estimate:
         lines.append(f"  disk     {_parts(estimate['disk_bytes'])}{_per_token(estimate)}")
     memory = estimate["memory_bytes"]
@@ -70,7 +67,7 @@ def _per_token(estimate: dict[str, Any]) -> str:
 
 
 def _parts(parts: dict[str, float]) -> str:
-    return ", ".join(f"{PARTS.get(name, name)} {_bytes(size)}" for name, size in parts.items())
+    return ", ".join(f"{name.replace('_', ' ')} {_bytes(size)}" for name, size in parts.items())
 
 
 def _bytes(size: float) -> str:
