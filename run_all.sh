@@ -3,6 +3,7 @@
 #
 #   ./run_all.sh           the demo: real model, real vLLM, no GPU needed
 #   ./run_all.sh RECIPE    another packaged recipe by its name, or your own: a path ending in .yaml
+#   ./run_all.sh --dry-run RECIPE    what its stages need, estimated: disk, memory, time
 #   ./run_all.sh test      installs the dev extras and runs the tests
 #
 # Run again, it skips what is done and continues what was stopped.
@@ -14,12 +15,14 @@ constraints=$here/.ci/constraints.txt
 export HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 
 usage() {
-    sed -n '2,8p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'
+    sed -n '2,9p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'
     exit "$1"
 }
 
 mode=run
 recipe=demo
+dry_run=
+[ "${1-}" != --dry-run ] || { dry_run=--dry-run; shift; }
 case "${1-}" in
     "") ;;
     test) mode=test && shift ;;
@@ -113,13 +116,14 @@ fi
 
 install eval,demo
 stage_name="reading the recipe $recipe"
+[ -z "$dry_run" ] || exec "$bin/python" -m pipeline.cli.recipe --dry-run "$recipe"
 assignments=$("$bin/python" -m pipeline.cli.recipe "$recipe")
-eval "$assignments" # config, output, demo_model, baselines, student, teacher, finetune
+eval "$assignments" # config, output, demo_model, baselines, student, teacher, finetune, generate
 
 report=
 [ ! -x "$bin/build-report" ] || report=yes
 stages=2
-for optional in "$demo_model" "$finetune" "$report"; do
+for optional in "$demo_model" "$finetune" "$generate" "$report"; do
     [ -z "$optional" ] || stages=$((stages + 1))
 done
 number=0
@@ -136,7 +140,13 @@ stage() { # stage NAME COMMAND...
     stage "demo model" "$bin/python" -m pipeline.models.demo "$demo_model"
 [ -z "$finetune" ] ||
     stage finetune-teacher "$bin/finetune-teacher" --config "$config" --output "$output/teacher"
-stage precompute-logits "$bin/precompute-logits" --config "$config" --teacher "$teacher" --output "$output/cache"
+generated_data=()
+if [ -n "$generate" ]; then
+    stage generate-responses "$bin/generate-responses" --config "$config" --model "$teacher" --output "$output/responses"
+    generated_data=(--data "$output/responses/responses.jsonl")
+fi
+stage precompute-logits "$bin/precompute-logits" --config "$config" --teacher "$teacher" \
+    "${generated_data[@]}" --output "$output/cache"
 baseline_flags=()
 for baseline in $baselines; do
     baseline_flags+=(--baseline-model "$baseline=${!baseline}")

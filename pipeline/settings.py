@@ -10,6 +10,10 @@ from typing import Any
 from pipeline.errors import ConfigError
 
 REQUIRED = dataclasses.MISSING
+# The help of --dry-run, the same wherever it is.
+DRY_RUN = (
+    "Print rows, steps, disk, memory and time, all estimated, without loading weights; run nothing."
+)
 
 
 def setting(help: str, default: Any = REQUIRED, choices: tuple[str, ...] = ()) -> Any:

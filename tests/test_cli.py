@@ -294,6 +294,7 @@ def test_demo_recipe_is_read_and_fits_the_commands() -> None:
         "student": "runs/demo/model",
         "teacher": "runs/demo/teacher",
         "finetune": "yes",
+        "generate": "",
     }
 
 

@@ -2,6 +2,7 @@
 
 python -m pipeline.cli.recipe demo          # a packaged recipe
 python -m pipeline.cli.recipe my.yaml
+python -m pipeline.cli.recipe --dry-run my.yaml    # what each stage needs, estimated, instead
 """
 
 import os
@@ -16,10 +17,11 @@ from pipeline.cli.reference import load_command
 from pipeline.errors import ConfigError
 from storage_schema.errors import SmoothkdError
 
-RUN_SETTINGS = {"output", "demo_model", "baselines"}
+RUN_SETTINGS = {"output", "demo_model", "baselines", "expected"}
 # What run_all.sh gives the commands it calls: a recipe's own value would be ignored.
 FILLED_IN = {
     "finetune-teacher": ("output",),
+    "generate-responses": ("output", "model"),
     "precompute-logits": ("output",),
     "sweep-alpha": ("output", "cache", "student", "baseline_model"),
 }
@@ -61,7 +63,8 @@ def read_recipe(path: Path) -> dict[str, str]:
     if student is None:
         raise ConfigError(f"{path}: train-student names no student")
     finetune = bool(sections["finetune-teacher"])
-    _refuse_filled_in(path, sections, finetune)
+    generate = bool(sections["generate-responses"])
+    _refuse_filled_in(path, sections, finetune, generate)
     teacher = f"{output}/teacher" if finetune else sections["precompute-logits"].get("teacher")
     if teacher is None:
         raise ConfigError(
@@ -69,7 +72,7 @@ def read_recipe(path: Path) -> dict[str, str]:
         )
     baselines = _read_baselines(path, run)
     models = {"student": str(student), "teacher": str(teacher)}
-    _check_stages(path, output, models, baselines, finetune)
+    build_stages(path, output, models, baselines, finetune, generate)
     return {
         "config": str(path),
         "output": output,
@@ -77,14 +80,19 @@ def read_recipe(path: Path) -> dict[str, str]:
         "baselines": " ".join(baselines),
         **{name: os.path.expanduser(place) for name, place in models.items()},
         "finetune": "yes" if finetune else "",
+        "generate": "yes" if generate else "",
     }
 
 
-def _refuse_filled_in(path: Path, sections: dict[str, dict[str, Any]], finetune: bool) -> None:
+def _refuse_filled_in(
+    path: Path, sections: dict[str, dict[str, Any]], finetune: bool, generate: bool
+) -> None:
     """Refuse settings that run_all.sh gives itself: they would be ignored."""
+    connected = (("teacher", finetune), ("data", generate))
     for section, names in FILLED_IN.items():
-        given = (*names, "teacher") if section == "precompute-logits" and finetune else names
-        for name in given:
+        if section == "precompute-logits":
+            names = (*names, *(name for name, is_given in connected if is_given))
+        for name in names:
             if name in sections[section]:
                 raise ConfigError(
                     f"{path}: {section}.{name} is given by run_all.sh, which would ignore "
@@ -92,10 +100,19 @@ def _refuse_filled_in(path: Path, sections: dict[str, dict[str, Any]], finetune:
                 )
 
 
-def _check_stages(
-    path: Path, output: str, models: dict[str, str], baselines: list[str], finetune: bool
-) -> None:
-    """Build every stage's config as run_all.sh will ask for it, and those of every cell."""
+def build_stages(
+    path: Path,
+    output: str,
+    models: dict[str, str],
+    baselines: list[str],
+    finetune: bool,
+    generate: bool,
+) -> dict[str, Any]:
+    """Return every stage's config as run_all.sh will ask for it, and the settings of the sweep.
+
+    Raises:
+        ConfigError: naming recipe, section and value.
+    """
     # Not above: it is the one module here that knows what a sweep is.
     from pipeline.sweep.plan import read_sweep_settings
 
@@ -103,14 +120,26 @@ def _check_stages(
     sweep = [*common, "--cache", output, "--student", models["student"]]
     for name in baselines:
         sweep += ["--baseline-model", f"{name}={models[name]}"]
+    scored = [*common, "--teacher", models["teacher"]]
+    stages = {}
     try:
         if finetune:
-            load_command("finetune-teacher").check(common)
-        load_command("precompute-logits").check([*common, "--teacher", models["teacher"]])
-        read_sweep_settings(load_command("sweep-alpha").check(sweep))
+            stages["finetune-teacher"] = load_command("finetune-teacher").check(common)
+        if generate:
+            command = load_command("generate-responses")
+            stages["generate-responses"] = command.check([*common, "--model", models["teacher"]])
+            scored += ["--data", generated_data(output)]
+        stages["precompute-logits"] = load_command("precompute-logits").check(scored)
+        stages["sweep-alpha"] = read_sweep_settings(load_command("sweep-alpha").check(sweep))
     except ConfigError as error:
         where = "" if str(path) in str(error) else f"{path}: "
         raise ConfigError(f"{where}{error}") from error
+    return stages
+
+
+def generated_data(output: str) -> str:
+    """Return where the teacher's own responses lie: the data of a recipe that generates them."""
+    return f"{output}/responses/responses.jsonl"
 
 
 def _read_baselines(path: Path, run: dict[str, Any]) -> list[str]:
@@ -123,10 +152,16 @@ def _read_baselines(path: Path, run: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m pipeline.cli.recipe NAME or FILE.yaml")
+    dry_run = sys.argv[1:2] == ["--dry-run"]
+    if len(sys.argv) != 2 + dry_run:
+        sys.exit("usage: python -m pipeline.cli.recipe [--dry-run] NAME or FILE.yaml")
     try:
-        recipe = read_recipe(find_recipe(sys.argv[1]))
+        recipe = read_recipe(find_recipe(sys.argv[-1]))
+        if dry_run:
+            from pipeline.cli.dry_run import dry_run_recipe
+
+            dry_run_recipe(recipe)
+            sys.exit()
     except SmoothkdError as error:
         sys.exit(f"Error: {error}")
     for name, value in recipe.items():

@@ -14,7 +14,8 @@ from pipeline.errors import ModelError
 
 ADAPTER_CONFIG = "adapter_config.json"
 # Never *.bin or *.pt: those are pickles.
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+WEIGHT_FILES = "*.safetensors"
+HUB_FILES = ["*.json", WEIGHT_FILES, "*.model", "*.txt", "*.jinja", "*.py"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +27,18 @@ class Checkpoint:
     adapter_path: Path | None
 
 
-def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
+def find_checkpoint(name: str, revision: str | None = None, *, weights: bool = True) -> Checkpoint:
     """Return where the model or adapter `name` lies, downloading a hub name first.
 
     Args:
         name: a directory, or a hub name such as "org/model".
         revision: branch, tag or commit on the hub; not for directories.
+        weights: whether they are downloaded too; configuration and tokenizer always are.
 
     Raises:
         ModelError: nothing is found, or an adapter does not name its base model.
     """
-    path = _local_directory(name, revision)
+    path = _local_directory(name, revision, weights)
     if not (path / ADAPTER_CONFIG).exists():
         if not (path / "config.json").exists():
             raise ModelError(
@@ -50,12 +52,12 @@ def find_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         raise ModelError(f"{path / ADAPTER_CONFIG} does not name its base_model_name_or_path")
     try:
         base_revision = None if Path(str(base)).is_dir() else config.get("revision")
-        return Checkpoint(name, _local_directory(str(base), base_revision), path)
+        return Checkpoint(name, _local_directory(str(base), base_revision, weights), path)
     except ModelError as error:
         raise ModelError(f"base model of the adapter {path}: {error}") from error
 
 
-def _local_directory(name: str, revision: str | None) -> Path:
+def _local_directory(name: str, revision: str | None, weights: bool) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -65,8 +67,9 @@ def _local_directory(name: str, revision: str | None) -> Path:
         raise ModelError(f"no model at {name!r}: neither a directory nor a hub name (org/model)")
     from huggingface_hub import snapshot_download
 
+    wanted = [pattern for pattern in HUB_FILES if weights or pattern != WEIGHT_FILES]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub client raises many unrelated types
         raise ModelError(
             f"no model {name!r}: no directory of that name here, and the hub answered "

@@ -15,6 +15,7 @@ from pipeline.models.checkpoint import (
 )
 from pipeline.run_record import find_finished, num_processes, read_record
 from pipeline.student.config import TrainStudentConfig
+from pipeline.student.dry_run import dry_run
 from pipeline.training.settings import UNCOMPARED
 from storage_schema.reader import open_cache
 
@@ -35,6 +36,8 @@ def run(config: TrainStudentConfig) -> dict[str, Any]:
     cache = open_cache(config.cache, config.local_copy)
     if (config.alpha > 0 or config.eval_share) and cache.plan.support_kind == "sampled":
         config.kl_settings.check_sampled_support()
+    if config.dry_run:
+        return dry_run(config, cache)
     checkpoint = find_checkpoint(config.student, config.revision)
     inputs = {"student": config.student, "cache": config.cache}
     identity = {k: v for k, v in asdict(config).items() if k not in (*UNCOMPARED, *PLACES)}

@@ -26,6 +26,8 @@ PLAN_NAME = "sweep.json"
 FORMAT = {"name": "smoothkd-sweep", "version": 1}
 # What a sweep makes beside its plan. Each cell is checked on its own, so a lost plan can be remade.
 OWN_NAMES = ("baselines", "cells", "cost.json", "scores", "sweep.lock")
+# Settings of train-student that change no result.
+NO_PART = ("dry_run", "local_copy", "report_to")
 # One evaluation without a name of its own.
 ONLY_EVALUATION = "evaluation"
 
@@ -244,7 +246,7 @@ def _compared(document: dict[str, Any]) -> dict[str, Any]:
     return {
         "format": document["format"],
         "cells": {cell["name"]: cell["settings"] for cell in document["cells"]},
-        "train_student": _without(document["train_student"], ("local_copy", "report_to")),
+        "train_student": _without(document["train_student"], NO_PART),
         "evaluations": {
             name: _without(settings, ("baseline", "batch_size"))
             for name, settings in document["evaluations"].items()

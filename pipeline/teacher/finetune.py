@@ -11,6 +11,7 @@ from pipeline.data.tokenization import tokenize_dataset
 from pipeline.models.checkpoint import find_checkpoint, fingerprint_checkpoint
 from pipeline.models.loading import load_tokenizer
 from pipeline.run_record import find_finished, is_first_process, read_record
+from pipeline.teacher.dry_run import dry_run_finetuning
 from pipeline.teacher.finetune_config import FinetuneTeacherConfig
 from pipeline.training.settings import UNCOMPARED
 
@@ -23,6 +24,8 @@ def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
         ModelError: the model is missing or too short for the data, or the run diverged.
         OutputExistsError: the output holds another run.
     """
+    if config.dry_run:
+        return dry_run_finetuning(config)
     output = Path(config.output)
     checkpoint = find_checkpoint(config.model, config.revision)
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=config.trust_remote_code)

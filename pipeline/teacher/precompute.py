@@ -20,6 +20,7 @@ from pipeline.models.loading import load_tokenizer
 from pipeline.models.vocabulary import fingerprint_vocabulary, vocabulary_size
 from pipeline.run_record import installed_versions
 from pipeline.stopping import stopped_by_signals
+from pipeline.teacher.dry_run import dry_run_pass
 from pipeline.teacher.engine import (
     adapter_use,
     check_route,
@@ -52,6 +53,8 @@ def run(config: PrecomputeConfig) -> dict[str, Any]:
         SmoothkdError: anything wrong with data, model, settings or what is already at the
             output, before the engine starts; a full disk or a signal at any moment.
     """
+    if config.dry_run:
+        return dry_run_pass(config)
     start = time.monotonic()
     engine_name, reason = pick_engine(config.engine)
     cache = locate(config.output)
@@ -122,7 +125,7 @@ def make_plan(
         ConfigError: k exceeds the vocabulary.
     """
     size, rows = vocabulary_size(tokenizer), vocabulary_rows(checkpoint)
-    _check_teacher(config, checkpoint, dataset, size, rows)
+    check_teacher(config, checkpoint, dataset, size, rows)
     model_config = read_model_config(checkpoint)
     dtype = config.dtype
     if dtype == "auto":
@@ -167,13 +170,18 @@ def make_plan(
     )
 
 
-def _check_teacher(
+def check_teacher(
     config: PrecomputeConfig,
     checkpoint: Checkpoint,
     dataset: TokenizedDataset,
     size: int,
     rows: int,
 ) -> None:
+    """Refuse a teacher that does not fit its tokenizer (size), k or the longest example.
+
+    Raises:
+        ModelError, ConfigError: naming both values.
+    """
     if rows < size:
         raise ModelError(f"{checkpoint.name} has {rows} logits for {size} tokens of its tokenizer")
     if config.support == "top_k" and config.k > size:

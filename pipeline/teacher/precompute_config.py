@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.data.config import DataSettings
 from pipeline.errors import ConfigError
 from pipeline.models.loading import DTYPES
-from pipeline.settings import setting
+from pipeline.settings import DRY_RUN, setting
 from pipeline.teacher.engine_config import EngineSettings
 from storage_schema.layout import CODECS, FLOAT16_ROUNDED, SUPPORT_KINDS
 
@@ -47,6 +47,7 @@ class PrecomputeConfig(DataSettings, EngineSettings):
     num_partitions: int = setting("Processes that share the shards, one engine each.", 1)
     partition: int = setting("Which of them this is, from 0: it writes every N-th shard.", 0)
     ray: bool = setting("Run an engine on every free GPU of a running Ray cluster.", False)
+    dry_run: bool = setting(DRY_RUN, False)
 
     def __post_init__(self) -> None:
         """Refuse values out of range.

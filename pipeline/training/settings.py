@@ -7,7 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, MissingPackageError
-from pipeline.settings import setting
+from pipeline.settings import DRY_RUN, setting
 
 TUNINGS = ("lora", "qlora", "full")
 ADAPTER_TUNINGS = ("lora", "qlora")
@@ -20,7 +20,7 @@ DEFAULT_LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}
 REPORTS = ("auto", "none", "tensorboard", "wandb", "trackio")
 BATCHINGS = ("auto", "padded", "padding-free")
 # A run is the same run wherever its curves go.
-UNCOMPARED = ("output", "report_to")
+UNCOMPARED = ("output", "report_to", "dry_run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,7 @@ class TrainingSettings:
     )
     trust_remote_code: bool = setting("Run model code that comes with the checkpoint.", False)
     revision: str | None = setting("Branch, tag or commit of a model from the hub.", None)
+    dry_run: bool = setting(DRY_RUN, False)
 
     @property
     def peak_learning_rate(self) -> float:
