@@ -39,7 +39,7 @@ def test_ratios_are_ours_over_theirs():
     json.dumps(summary)
 
 
-@pytest.mark.parametrize("argv, expected", [
+@pytest.mark.parametrize(("argv", "expected"), [
     ([], "--student"),
     (["--student", "m"], "--prompt-heavy"),
     (["--random-weights", "70b"], "70b"),
@@ -76,7 +76,7 @@ def gradient(name: str, dtype: str = "float32") -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in trained])
 
 
-@pytest.mark.parametrize("peer, ours", [
+@pytest.mark.parametrize(("peer", "ours"), [
     ("hf-sft", "ours-sft"), ("naive-kd", "ours-kd"), ("trl-sft", "ours-sft"), ("trl-gkd", "trl-kd"),
 ])  # fmt: skip
 def test_variants_of_one_loss_have_one_gradient(peer, ours):
@@ -111,4 +111,5 @@ def test_prompts_end_and_responses_begin_at_the_same_place():
                 for part in ("prompt", "completion")]  # fmt: skip
         assert np.array_equal(torch.cat(held), response.input_ids)
         assert len(held[0]) == response.response_start
-    assert batch["prompt_mask"][:, -1].all() and batch["completion_mask"][:, 0].all()
+    assert batch["prompt_mask"][:, -1].all()
+    assert batch["completion_mask"][:, 0].all()

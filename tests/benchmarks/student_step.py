@@ -8,9 +8,9 @@ Every variant (tests/benchmarks/step_variants.py says what each does) is a proce
 the same LoRA model, number format, responses and optimiser; the processes take turns, one step
 each, in opposite order every other round, so that noise hits all alike. The first round warms up.
 A mix is a cache as precompute-logits wrote it; --random-weights has random ones and random
-responses. Memory is the peak above what the loaded models and the interpreter take; a live teacher's
-weights are loaded before and stated apart. Variants whose packages or devices are missing are
-named as not run, and their keys are null.
+responses. Memory is the peak above what the loaded models and the interpreter take; the weights of
+a live teacher are loaded before and stated apart. A variant whose package or device is missing is
+named as not run, and its keys are null.
 
 Each ratio is ours-kd over theirs, the median over the rounds (memory: of the peaks):
 time_ratio_vs_hf_sft, memory_ratio_vs_hf_sft, the same vs_naive_kd, vs_own_sft, vs_trl_sft,
@@ -31,8 +31,6 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from turns import Worker
-
 MIXES = ("prompt-heavy", "response-heavy")
 VARIANTS = (
     "ours-kd", "ours-sft", "hf-sft", "naive-kd", "trl-sft", "trl-kd", "trl-gkd", "liger-kd",
@@ -45,6 +43,7 @@ Found = dict[str, list[dict[str, Any]]]
 def measure(arguments: argparse.Namespace, mix: str) -> dict[str, Any]:
     """Start a process for each variant, give them turns, and summarise."""
     from step_variants import missing
+    from turns import Worker
 
     student, responses = _sources(arguments, mix)
     num_steps = 2 * arguments.rounds + 1

@@ -40,7 +40,8 @@ class Worker:
         Raises:
             SystemExit: the process ended instead.
         """
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
