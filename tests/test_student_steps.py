@@ -39,6 +39,40 @@ def test_without_a_token_budget_passes_count_responses(lengths, responses, num_p
     assert max(sizes) == -(-len(lengths) // len(sizes))  # as even as they can be
 
 
+@given(LENGTHS, st.integers(1, 9), st.none() | st.integers(60, 300), st.integers(0, 99))
+def test_padding_is_weighed_within_the_limit(lengths, responses, tokens, fixed):
+    limit = PassLimit(responses=responses, tokens=tokens, fixed_tokens=fixed)
+    (passes,) = divide(np.array(lengths), limit, 1)
+    assert sorted(np.concatenate(passes)) == [*range(len(lengths))]
+    for places in passes:
+        held = [lengths[place] for place in places]
+        assert max(held) * len(held) <= tokens if tokens else len(held) <= responses
+
+    def time(cut):
+        return sum(lengths[places[0]] * len(places) + fixed for places in cut)
+
+    fewest = PassLimit(responses=responses, tokens=tokens)
+    assert time(passes) <= time(divide(np.array(lengths), fewest, 1)[0])
+    assert time(passes) <= sum(lengths) + fixed * len(lengths)  # each by itself
+
+
+def test_more_passes_only_where_they_save_padding():
+    lengths = np.array([20, 100, 20, 19])
+
+    def cut(**limit):
+        return [places.tolist() for places in divide(lengths, PassLimit(**limit), 1)[0]]
+
+    assert cut(responses=4) == [[1, 0, 2, 3]]  # 400 padded tokens
+    assert cut(responses=4, fixed_tokens=16) == [[1], [0, 2, 3]]  # 160 and another pass
+    assert cut(responses=4, fixed_tokens=0) == [[1], [0, 2], [3]]
+    assert cut(responses=4, fixed_tokens=300) == [[1, 0, 2, 3]]
+    assert cut(responses=2, fixed_tokens=300) == [[1, 0], [2, 3]]
+    assert cut(responses=1, tokens=100, fixed_tokens=300) == [[1], [0, 2, 3]]
+    assert cut(responses=4, padded=False, fixed_tokens=0) == [[1, 0, 2, 3]]
+    each = divide(lengths, PassLimit(responses=4, fixed_tokens=0), 2)  # side by side: as before
+    assert [[places.tolist() for places in passes] for passes in each] == [[[1, 0]], [[2, 3]]]
+
+
 def test_passes_by_hand():
     """Lengths 9 8 7 | 3 2 2 1: three of nine padded are 27 tokens, four of three are 12."""
     lengths = np.array([2, 9, 3, 8, 1, 7, 2])

@@ -30,6 +30,9 @@ from pipeline.student.support import TeacherRows
 from pipeline.training.epochs import FollowEpochs
 from storage_schema.response import Response
 
+# Forward and backward of SmolLM2-135M take 0.09 s a pass and 0.007 s a token on one core
+# (docs/results/student-step.md). Not known for GPUs, which small passes leave idle.
+PASS_TOKENS = {"cpu": 16}
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -122,8 +125,13 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         return partial(collate_teacher_rows, alpha_mode=mode, padding_free=padding_free)
 
     def _limit(self, batch_size: int) -> PassLimit:
-        padded = self.batching == "padded"
-        return PassLimit(responses=batch_size, tokens=self._batch_tokens, padded=padded)
+        return PassLimit(
+            responses=batch_size,
+            tokens=self._batch_tokens,
+            padded=self.batching == "padded",
+            # Sharded weights are gathered again in every pass, which is not in the figure.
+            fixed_tokens=None if self.is_fsdp_enabled else PASS_TOKENS.get(self.args.device.type),
+        )
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None

@@ -1,270 +1,214 @@
 """What a distillation step costs beside plain fine-tuning: time and memory, on a CPU or a GPU.
 
-    python tests/benchmarks/student_step.py --student MODEL --cache CACHE [--json]
+    python tests/benchmarks/student_step.py --student MODEL --prompt-heavy CACHE \
+        --response-heavy CACHE [--json]
+    python tests/benchmarks/student_step.py --random-weights 8b --dtype bfloat16 --checkpointing
 
-Every variant is a process of its own with the same LoRA model and the same batches; the processes
-take turns, one step each, so that noise hits all alike. Memory is the peak above what the loaded
-model takes. Two mixes: `prompt-heavy` is the cache as it is; `response-heavy` is its sequences with
-everything after the first eighth as the response, and random teacher rows of the same k.
+Every variant (tests/benchmarks/step_variants.py says what each does) is a process of its own with
+the same LoRA model, number format, responses and optimiser; the processes take turns, one step
+each, in opposite order every other round, so that noise hits all alike. The first round warms up.
+A mix is a cache as precompute-logits wrote it; --random-weights has random ones and random
+responses. Memory is the peak above what the loaded models and the interpreter take; the weights of
+a live teacher are loaded before and stated apart. A variant whose package or device is missing is
+named as not run, and its keys are null.
 
-Keys: time_ratio_vs_hf_sft, memory_ratio_vs_hf_sft, time_ratio_vs_naive_kd,
-memory_ratio_vs_naive_kd, time_ratio_vs_own_sft (each ours over theirs, medians over the rounds) and
-input_pipeline_share (reading and collating, of the whole step). time_ratio_vs_trl_kd is null: TRL's
-trainers run a live teacher, and are not measured by this script.
+Each ratio is ours-kd over theirs, the median over the rounds (memory: of the peaks):
+time_ratio_vs_hf_sft, memory_ratio_vs_hf_sft, the same vs_naive_kd, vs_own_sft, vs_trl_sft,
+vs_trl_kd (TRL's DistillationTrainer), vs_trl_gkd, vs_liger_kd and vs_liger_sft.
+input_pipeline_share is the share of a run of consecutive ours-kd steps, without turns, that was
+spent waiting for the step loader. model_flops_utilisation is the work a step cannot do without,
+the same for every variant, over --peak-tflops.
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-VARIANTS = ("ours-kd", "ours-sft", "hf-sft", "naive-kd")
 MIXES = ("prompt-heavy", "response-heavy")
+VARIANTS = (
+    "ours-kd", "ours-sft", "hf-sft", "naive-kd", "trl-sft", "trl-kd", "trl-gkd", "liger-kd",
+    "liger-sft",
+)  # fmt: skip
+OURS = ("ours-kd", "ours-sft")
+Found = dict[str, list[dict[str, Any]]]
 
 
-def read_responses(cache_path: str, mix: str, count: int) -> list:
-    """The first responses of the cache, or their sequences cut and scored anew at random."""
-    import numpy as np
+def measure(arguments: argparse.Namespace, mix: str) -> dict[str, Any]:
+    """Start a process for each variant, give them turns, and summarise."""
+    from step_variants import missing
+    from turns import Worker
 
-    from storage_schema import open_cache, response_from_rows
-
-    cache = open_cache(cache_path)
-    if mix == "prompt-heavy":
-        return [cache[index] for index in range(count)]
-    k, size = cache.plan.support["k"], cache.plan.tokenizer["vocabulary_size"]
-    rng = np.random.default_rng(0)
-    responses = []
-    for index in range(count):
-        ids = cache[index].input_ids
-        start = max(1, len(ids) // 8)
-        rows = len(ids) - start
-        tokens = np.stack([rng.choice(size, k, replace=False) for _ in range(rows)])
-        logprobs = -np.sort(rng.exponential(3, (rows, k)), axis=1) - 3
-        logprobs -= np.log(np.exp(logprobs).sum(1, keepdims=True) / 0.9)
-        responses.append(
-            response_from_rows(
-                ids, start, tokens, logprobs, np.full(rows, -20.0), k=k, min_prob=0.0,
-                vocabulary_size=size,
-            )
-        )  # fmt: skip
-    return responses
-
-
-def naive_loss(outputs, batch):
-    """CE + KL as naive distillation code writes it, over the full logits of every position."""
-    import torch
-    import torch.nn.functional as F
-
-    log_q = outputs.logits[:, :-1].float().log_softmax(-1)
-    labels = batch["labels"][:, 1:]
-    is_response = labels != -100
-    ce = F.nll_loss(log_q.transpose(1, 2), labels, ignore_index=-100, reduction="sum")
-    p = batch["entry_logprobs_NK"].softmax(1)
-    kl = torch.xlogy(p, p) - p * log_q[is_response].gather(1, batch["entry_token_ids_NK"])
-    return (ce + kl.sum()) / is_response.sum()
-
-
-def make_step(variant: str, student: str, dtype: str, checkpointing: bool):
-    """Return the model and a function that takes responses and does one optimiser step."""
-    import tempfile
-
-    import torch
-    from transformers import Trainer, TrainingArguments
-
-    from pipeline.models.checkpoint import find_checkpoint
-    from pipeline.student.alpha import AlphaSettings
-    from pipeline.student.batches import collate_labels, collate_teacher_rows
-    from pipeline.student.config import TrainStudentConfig
-    from pipeline.student.kl_settings import KlSettings
-    from pipeline.student.trainer import StudentTrainer
-    from pipeline.training.arguments import build_arguments
-    from pipeline.training.collation import collate_sequences
-    from pipeline.training.lora import load_trainable
-    from pipeline.training.precision import Precision
-
-    alpha = 1.0 if variant.endswith("kd") else 0.0
-    config = TrainStudentConfig(
-        student=student, cache="-", output="-", alpha=alpha, gradient_checkpointing=checkpointing
-    )
-    precision = Precision(dtype, autocast=False)
-    model = load_trainable(find_checkpoint(student), config, precision)
-    output = Path(tempfile.mkdtemp())
-    if variant.startswith("ours"):
-        trainer = StudentTrainer(
-            alpha_settings=AlphaSettings(alpha=alpha),
-            kl_settings=KlSettings(),
-            model=model,
-            args=build_arguments(config, output, precision),
-        )
-        collate = collate_teacher_rows if alpha else collate_labels
-    else:
-        arguments = TrainingArguments(
-            output_dir=str(output), report_to="none", gradient_checkpointing=checkpointing,
-            use_cpu=not torch.cuda.is_available(),
-        )  # fmt: skip
-        trainer = Trainer(model=model, args=arguments)
-        collate = collate_teacher_rows if alpha else collate_sequences
-    trainer.model.train()
-    if checkpointing:
-        trainer.model.gradient_checkpointing_enable()
-    trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
-
-    def step(responses: list) -> float:
-        """Return the seconds that collation took."""
-        start = time.perf_counter()
-        batch = collate(responses)
-        seconds = time.perf_counter() - start
-        batch = trainer._prepare_inputs(batch)
-        if variant == "naive-kd":
-            names = ("input_ids", "attention_mask")
-            outputs = trainer.model(**{name: batch[name] for name in names}, use_cache=False)
-            loss = naive_loss(outputs, batch)
-        else:
-            num_items = (batch["labels"][:, 1:] != -100).sum()
-            loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=num_items)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return seconds
-
-    return step
-
-
-class Memory:
-    """Peak memory since this was made, above what was in use then, in bytes."""
-
-    def __init__(self):
-        import torch
-
-        self.cuda = torch.cuda.is_available()
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-            self.before = self._resident("VmRSS")
-
-    def peak(self) -> int:
-        import torch
-
-        now = torch.cuda.max_memory_allocated() if self.cuda else self._resident("VmHWM")
-        return now - self.before
-
-    def _resident(self, key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith(key))) * 1024
-
-
-def child(arguments) -> None:
-    """Do a step for every line on stdin and answer with what it cost."""
-    import torch
-
-    torch.manual_seed(0)
-    size, rounds = arguments.batch_size, arguments.rounds + 1
-    responses = read_responses(arguments.cache, arguments.mix, size * min(rounds, 8))
-    step = make_step(arguments.child, arguments.student, arguments.dtype, arguments.checkpointing)
-    batches = [responses[at : at + size] for at in range(0, len(responses), size)]
-    memory = Memory()
-    print("ready", flush=True)
-    for index, _ in enumerate(sys.stdin):
-        batch = batches[index % len(batches)]
-        start = time.perf_counter()
-        collating = step(batch)
-        seconds = time.perf_counter() - start
-        answer = {"seconds": seconds, "collating": collating, "memory": memory.peak()}
-        answer["tokens"] = sum(len(response.input_ids) for response in batch)
-        print(json.dumps(answer), flush=True)
-
-
-def measure(arguments, mix: str) -> dict[str, list[dict]]:
-    """Start a process for each variant and give them turns; the first round is warm-up."""
-    command = [sys.executable, __file__, "--student", arguments.student, "--cache", arguments.cache]
-    command += ["--rounds", str(arguments.rounds), "--batch-size", str(arguments.batch_size)]
-    command += ["--dtype", arguments.dtype, "--mix", mix]
-    command += ["--checkpointing"] if arguments.checkpointing else []
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    children = {
-        variant: subprocess.Popen(
-            [*command, "--child", variant],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )  # fmt: skip
-        for variant in VARIANTS
+    student, responses = _sources(arguments, mix)
+    num_steps = 2 * arguments.rounds + 1
+    options = ["--student", student, "--responses", responses, "--mix", mix]
+    options += ["--dtype", arguments.dtype, "--batch-size", str(arguments.batch_size)]
+    options += ["--num-steps", str(num_steps)]
+    options += ["--checkpointing"] if arguments.checkpointing else []
+    not_run = {name: why for name in arguments.variants if (why := missing(name))}
+    script = str(Path(__file__).with_name("step_worker.py"))
+    workers = {
+        name: Worker([script, "--variant", name, *options])
+        for name in arguments.variants
+        if name not in not_run
     }
-    for variant, process in children.items():
-        for line in process.stdout:
-            if line.strip() == "ready":
-                break
-        else:
-            raise SystemExit(f"{variant} ended with {process.wait()} before its first step")
-    results = {variant: [] for variant in VARIANTS}
+    facts = {name: worker.ready() for name, worker in workers.items()}
+    for name in [name for name, fact in facts.items() if fact is None]:
+        if name in OURS:
+            raise SystemExit(f"{name} ended before its first step, see above")
+        not_run[name] = "it ended before its first step"
+        workers.pop(name).end()
+    found: Found = {name: [] for name in workers}
     for turn in range(arguments.rounds + 1):
-        for variant in VARIANTS if turn % 2 else VARIANTS[::-1]:
-            children[variant].stdin.write("step\n")
-            children[variant].stdin.flush()
-            answer = json.loads(children[variant].stdout.readline())
+        for name in list(workers) if turn % 2 else list(workers)[::-1]:
+            cost = workers[name].ask(first=turn, count=1)
             if turn > 0:
-                results[variant].append(answer)
-    for process in children.values():
-        process.stdin.close()
-        process.wait()
-    return results
+                found[name].append(cost)
+    row = workers["ours-kd"].ask(first=arguments.rounds + 1, count=arguments.rounds)
+    for worker in workers.values():
+        worker.end()
+    summary = summarize(found, arguments.peak_tflops)
+    summary["input_pipeline_share"] = round(row["waited"] / row["seconds"], 5)
+    summary["teacher_weights_mib"] = {
+        name: round(facts[name]["teacher_bytes"] / 2**20)
+        for name in found
+        if facts[name]["teacher_bytes"]
+    }
+    return {**summary, "not_run": not_run}
 
 
-def summarize(results: dict[str, list[dict]]) -> dict:
-    """The keys of the module's docstring."""
-    seconds = {v: [step["seconds"] for step in steps] for v, steps in results.items()}
-    memory = {v: max(step["memory"] for step in steps) for v, steps in results.items()}
+def _sources(arguments: argparse.Namespace, mix: str) -> tuple[str, str]:
+    """Return where the models and the responses come from."""
+    if arguments.random_weights:
+        return (f"random:{arguments.random_weights}",) * 2
+    return arguments.student, getattr(arguments, mix.replace("-", "_"))
 
-    def ratio(other: str) -> float:
-        pairs = zip(seconds["ours-kd"], seconds[other], strict=True)
-        return round(statistics.median(ours / theirs for ours, theirs in pairs), 3)
 
-    summary = {}
-    for key, other in (("hf_sft", "hf-sft"), ("naive_kd", "naive-kd"), ("own_sft", "ours-sft")):
-        summary[f"time_ratio_vs_{key}"] = ratio(other)
-        summary[f"memory_ratio_vs_{key}"] = round(memory["ours-kd"] / memory[other], 3)
-    collating = sum(step["collating"] for step in results["ours-kd"])
-    summary["input_pipeline_share"] = round(collating / sum(seconds["ours-kd"]), 5)
-    summary["time_ratio_vs_trl_kd"] = None
-    summary["median_seconds"] = {v: round(statistics.median(s), 3) for v, s in seconds.items()}
+def summarize(found: Found, peak_tflops: float | None = None) -> dict[str, Any]:
+    """The keys of the module's docstring, from what the steps of each variant cost."""
+    seconds = {v: [step["seconds"] for step in steps] for v, steps in found.items()}
+    memory = {v: max(step["memory"] for step in steps) for v, steps in found.items()}
+    summary: dict[str, Any] = {}
+    for other in ("hf-sft", "naive-kd", "ours-sft", *VARIANTS[4:]):
+        key = "own_sft" if other == "ours-sft" else other.replace("-", "_")
+        time_ratio = memory_ratio = None
+        if other in found:
+            pairs = zip(seconds["ours-kd"], seconds[other], strict=True)
+            time_ratio = round(statistics.median(ours / theirs for ours, theirs in pairs), 3)
+            memory_ratio = round(memory["ours-kd"] / memory[other], 3)
+        summary[f"time_ratio_vs_{key}"] = time_ratio
+        summary[f"memory_ratio_vs_{key}"] = memory_ratio
+    steps = found["ours-kd"]
+    for key in ("tokens", "response_tokens"):
+        summary[f"{key}_per_step"] = round(statistics.mean(step[key] for step in steps))
+    tokens = sum(step["tokens"] for step in steps)
+    work = sum(step["flops"] for step in steps)
+    summary["median_seconds"] = {v: round(statistics.median(s), 4) for v, s in seconds.items()}
+    summary["tokens_per_second"] = {v: round(tokens / sum(s), 1) for v, s in seconds.items()}
     summary["peak_mib_above_weights"] = {v: round(m / 2**20, 1) for v, m in memory.items()}
+    summary["model_flops_utilisation"] = {
+        v: round(work / sum(s) / (peak_tflops * 1e12), 4) if peak_tflops else None
+        for v, s in seconds.items()
+    }
     return summary
 
 
-def main() -> None:
+def table(summaries: dict[str, Any]) -> str:
+    """Return Markdown of a JSON object of this script."""
+    lines = []
+    for mix, summary in ((mix, summaries[mix]) for mix in MIXES if mix in summaries):
+        lines += [
+            f"**{mix}**: {summary['tokens_per_step']} tokens a step, of them "
+            f"{summary['response_tokens_per_step']} of responses; input pipeline share "
+            f"{summary['input_pipeline_share']:.2%}",
+            "",
+            "| variant | s a step | tokens/s | ours-kd takes | MiB above weights | ours-kd takes |",
+            "|---|---|---|---|---|---|",
+        ]
+        for name, seconds in summary["median_seconds"].items():
+            key = "own_sft" if name == "ours-sft" else name.replace("-", "_")
+            ratios = [summary.get(f"{kind}_ratio_vs_{key}", 1.0) for kind in ("time", "memory")]
+            teacher = summary["teacher_weights_mib"].get(name)
+            beside = f" (and a teacher of {teacher})" if teacher else ""
+            lines.append(
+                f"| {name} | {seconds:.3f} | {summary['tokens_per_second'][name]:.0f} | "
+                f"{ratios[0]:.2f} | {summary['peak_mib_above_weights'][name]:.0f}{beside} | "
+                f"{ratios[1]:.2f} |"
+            )
+        lines += [
+            f"| {name} | not run: {why} | | | | |" for name, why in summary["not_run"].items()
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def describe_machine(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the numbers depend on beside the code."""
+    import torch
+
+    versions = {}
+    for package in ("torch", "transformers", "peft", "trl", "liger_kernel"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {os.cpu_count()} cores",
+        "threads": None if cuda else torch.get_num_threads(),
+        "model": arguments.random_weights or Path(arguments.student).name,
+        "dtype": arguments.dtype,
+        "batch_size": arguments.batch_size,
+        "rounds": arguments.rounds,
+        "gradient_checkpointing": arguments.checkpointing,
+        "versions": versions,
+    }
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--student", required=True)
-    parser.add_argument("--cache", required=True)
+    parser.add_argument("--student", help="a model; live teachers are a second copy of it")
+    parser.add_argument("--prompt-heavy", metavar="CACHE", help="a cache of long prompts")
+    parser.add_argument("--response-heavy", metavar="CACHE", help="a cache of long responses")
+    parser.add_argument("--random-weights", choices=("tiny", "1b", "8b"), help="instead of those")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--mix", choices=MIXES, help="only this mix")
-    parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--peak-tflops", type=float, help="of the device, for the utilisation")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.child:
-        return child(arguments)
-    mixes = [arguments.mix] if arguments.mix else MIXES
-    summaries = {mix: summarize(measure(arguments, mix)) for mix in mixes}
-    if arguments.json:
-        print(json.dumps(summaries, indent=2))
-    else:
-        for mix, summary in summaries.items():
-            print(mix, *(f"  {key}: {value}" for key, value in summary.items()), sep="\n")
-    return None
+    parser.add_argument("--table", metavar="FILE", help="print the table of a saved JSON object")
+    arguments = parser.parse_args(argv)
+    arguments.mixes = [
+        mix for mix in MIXES
+        if arguments.random_weights or getattr(arguments, mix.replace("-", "_"))
+    ]  # fmt: skip
+    if not arguments.table:
+        if not (arguments.random_weights or arguments.student):
+            parser.error("name a model with --student, or --random-weights")
+        if not arguments.mixes:
+            parser.error("name a cache with --prompt-heavy or --response-heavy")
+        if "ours-kd" not in arguments.variants:
+            parser.error("--variants without ours-kd: it is what the others are compared with")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.table:
+        return print(table(json.loads(Path(arguments.table).read_text())))
+    summaries: dict[str, Any] = {"machine": describe_machine(arguments)}
+    for mix in arguments.mixes:
+        summaries[mix] = measure(arguments, mix)
+    return print(json.dumps(summaries, indent=2) if arguments.json else table(summaries))
 
 
 if __name__ == "__main__":
