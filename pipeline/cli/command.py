@@ -33,6 +33,7 @@ COMMANDS = (
     "train-student",
     "evaluate-student",
     "fit-lookback-lens",
+    "build-report",
 )
 CONFIG_SECTIONS = ("run", *COMMANDS)
 
