@@ -78,7 +78,12 @@ def _tokens(config: BuildReportConfig, inputs: Inputs, cache: LogitCache | None)
 
 
 def _part(evaluation: Evaluation) -> EvaluationPart:
-    measures = find_measures(evaluation.models.values())
+    # A figure that is the same everywhere (often 0) stands in the table; there is nothing to draw.
+    measures = [
+        measure
+        for measure in find_measures(evaluation.models.values())
+        if len({entry.get(measure.name) for entry in evaluation.models.values()}) > 1
+    ]
     shown = [m for m in measures if m.faithful or m in (ROUGE, GAP, ECE)]
     boxes = [m for m in measures if m.faithful or m is ROUGE]
     rows, missing = read_answers(evaluation)

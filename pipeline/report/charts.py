@@ -15,6 +15,7 @@ from pipeline.report.measures import (
     NEW_NUMBERS,
     ROUGE,
     Measure,
+    capital,
     find_measures,
     format_interval,
     format_value,
@@ -162,7 +163,7 @@ def alpha_chart(evaluation: Evaluation, measure: Measure) -> Chart | None:
                 value = level.mean * measure.scale
                 axes.axhline(value, color=colour(arm.role), linestyle=style, linewidth=1.2)
                 axes.text(
-                    1.0, value, arm.label, color=colour(arm.role), fontsize=8, ha="right",
+                    1.0, value, arm.label, color=colour(arm.role), fontsize=9, ha="right",
                     va="bottom", transform=axes.get_yaxis_transform(),
                 )  # fmt: skip
         axes.set_xticks(range(len(alphas)), [f"{a:g}" if a else "0 (SFT)" for a in alphas])
@@ -368,11 +369,6 @@ def reliability_chart(evaluation: Evaluation) -> Chart | None:
         rows=rows,
         height=4.2,
     )
-
-
-def capital(text: str) -> str:
-    """Return the text with its first letter upper-case."""
-    return text[:1].upper() + text[1:]
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:

@@ -106,7 +106,7 @@ def draw(
     look: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
-        "font.size": 9,
+        "font.size": 10.5,
         "axes.edgecolor": colour("soft"),
         "axes.labelcolor": colour("ink"),
         "axes.facecolor": "none",
@@ -122,7 +122,7 @@ def draw(
         "ytick.labelcolor": colour("ink"),
         "text.color": colour("ink"),
         "legend.frameon": False,
-        "legend.fontsize": 8,
+        "legend.fontsize": 9.5,
         "path.simplify_threshold": 0.5,
     }
     with matplotlib.rc_context(look):

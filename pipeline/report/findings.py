@@ -6,7 +6,7 @@ negative finding is worded and shown like a positive one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.report.inputs import Evaluation
@@ -15,6 +15,7 @@ from pipeline.report.measures import (
     GAP,
     ROUGE,
     Measure,
+    capital,
     find_measures,
     format_change,
 )
@@ -40,12 +41,14 @@ class Finding:
         lead: the verdict in words.
         text: the rest of the sentence.
         measure: what it is about; None where nothing could be compared.
+        largest: {verdict: the largest change of an arm with it, in words}.
     """
 
     verdict: Verdict
     lead: str
     text: str
     measure: Measure | None
+    largest: dict[str, str] = field(default_factory=dict)
 
 
 def find_results(evaluation: Evaluation, measure: Measure, against: str = "") -> list[Result]:
@@ -112,14 +115,43 @@ def answer(evaluation: Evaluation) -> list[Finding]:
     return [_unmeasured(evaluation), *found]
 
 
+def opening(findings: Sequence[Finding]) -> tuple[str, str]:
+    """Return the answer over all figures of faithfulness: a few words, and the largest changes.
+
+    Where arms or figures disagree, the largest change to the better and to the worse both stand
+    there, whichever is larger.
+    """
+    faithful = [f for f in findings if f.measure is not None and f.measure.faithful]
+    if not faithful:
+        return "Not measured", findings[0].text
+    better, worse = (_largest(faithful, verdict) for verdict in ("better", "worse"))
+    if better and worse:
+        return "Both better and worse", f"{better}, but {worse}."
+    count = sum(f.verdict in ("better", "worse") for f in faithful)
+    figures = f"{count} of {len(faithful)} figures" if len(faithful) > 1 else "the one figure"
+    if better:
+        return "Yes", f"better by {figures}: {better}."
+    if worse:
+        return "No", f"worse by {figures}: {worse}."
+    return "Not measurably", f"the largest change is that of {_largest(faithful, 'noise')}."
+
+
+def _largest(findings: Sequence[Finding], verdict: str) -> str | None:
+    """Return the first figure's largest change of this verdict: figures have a fixed order."""
+    for finding in findings:
+        if finding.measure is not None and verdict in finding.largest:
+            return f"{finding.measure.label}, {finding.largest[verdict]}"
+    return None
+
+
 def _unmeasured(evaluation: Evaluation) -> Finding:
     if not any(arm.role == "kd" for arm in evaluation.arms):
-        reason = "the scores file holds no distilled arm (a model named alpha-X with X above 0)."
+        reason = "The scores file holds no distilled arm (a model named alpha-X with X above 0)."
     elif not find_measures(evaluation.models.values()):
-        reason = "no figure of faithfulness is in the scores file."
+        reason = "No figure of faithfulness is in the scores file."
     else:
         reason = (
-            f"no distilled arm is compared with {evaluation.baseline} in any figure of "
+            f"No distilled arm is compared with {evaluation.baseline} in any figure of "
             "faithfulness."
         )
     return Finding("unmeasured", LEADS["unmeasured"], reason, None)
@@ -136,7 +168,13 @@ def find(evaluation: Evaluation, measure: Measure, against: str = "") -> Finding
     if seen:
         verdict = next(iter(seen)) if len(seen) == 1 else "mixed"
     against = f"{evaluation.baseline} rescaled by one temperature" if against else ""
-    return Finding(verdict, LEADS[verdict], _sentence(measure, results, verdicts, against), measure)
+    largest: dict[str, str] = {}
+    pairs = zip(results, verdicts, strict=True)
+    for result, own in sorted(pairs, key=lambda pair: -abs(pair[0]["difference"])):
+        change = format_change(measure, result["difference"], result["interval"])
+        largest.setdefault(own, f"{change} ({result['model']})")
+    text = _sentence(measure, results, verdicts, against)
+    return Finding(verdict, LEADS[verdict], text, measure, largest)
 
 
 def describe_baseline(evaluation: Evaluation) -> str:
@@ -158,9 +196,9 @@ def _sentence(
         largest = max(quiet, key=lambda result: abs(result["difference"]))
         change = format_change(measure, largest["difference"], largest["interval"])
         if len(results) == 1:
-            return f"{label} of {largest['model']} changes by {change}."
+            return f"The {label} of {largest['model']} changed by {change}."
         return (
-            f"{label}: none of {len(results)} distilled arms differs measurably; the largest "
+            f"None of {len(results)} distilled arms differs measurably in {label}; the largest "
             f"change is {change} ({largest['model']})."
         )
     text = "; ".join(
@@ -168,9 +206,9 @@ def _sentence(
         + ("" if len(loud) == 1 else f" ({verdict})")
         for result, verdict in loud
     )
-    names = " and ".join(result["model"] for result in quiet)
+    names = ", ".join(result["model"] for result in quiet)
     verb = "is" if len(quiet) == 1 else "are"
-    return f"{label}: {text}" + (f"; {names} {verb} inside noise." if quiet else ".")
+    return f"{capital(label)}: {text}" + (f"; {names} {verb} inside noise." if quiet else ".")
 
 
 def describe(measure: Measure, result: Result) -> str:

@@ -65,6 +65,11 @@ def consistency(judge: str) -> Measure:
     return Measure(f"{judge}{CONSISTENCY}", label, "higher", faithful=True)
 
 
+def capital(text: str) -> str:
+    """Return the text with its first letter upper-case."""
+    return text[:1].upper() + text[1:]
+
+
 def format_value(measure: Measure, value: float | None, *, signed: bool = False) -> str:
     """Return the value in the measure's scale, three significant digits or so; "–" for none."""
     if value is None:

@@ -21,7 +21,7 @@ from pipeline.report.cost import cost_summary, run_costs, total_seconds
 from pipeline.report.documents import Document
 from pipeline.report.drawing import COLOURS, Chart
 from pipeline.report.failure_signs import claim_requirements, find_signs
-from pipeline.report.findings import answer, describe_baseline, describe_basis
+from pipeline.report.findings import answer, describe_baseline, describe_basis, opening
 from pipeline.report.inputs import Evaluation, Inputs
 from pipeline.report.measures import FACTUAL_RATE, find_measures
 from pipeline.report.predictions import Rows
@@ -36,16 +36,6 @@ from pipeline.report.provenance import (
 from pipeline.report.tables import headline, other_comparisons
 from pipeline.report.token_text import visible
 from storage_schema import LogitCache
-
-# What the page says first, by the verdict on the first figure of faithfulness.
-ANSWERS = {
-    "better": "Yes, in this figure",
-    "worse": "No: it gets worse",
-    "mixed": "Some arms better, some worse",
-    "noise": "Not measurably",
-    "changed": "Changed",
-    "unmeasured": "Not measured",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +111,7 @@ def render(
         seeds=seed_rows(inputs),
         commands=commands(inputs),
     )
-    answers = [f"{e['name']}: {f.lead}: {f.text}" for e in evaluations for f in e["findings"]]
+    answers = [f"{e['name']}: {f.lead}. {f.text}" for e in evaluations for f in e["findings"]]
     return Page(text, answers)
 
 
@@ -134,7 +124,7 @@ def _evaluation(
     shown = [] if tokens is None else [example["id"] for example in tokens["examples"]]
     return {
         "name": evaluation.name,
-        "answer": ANSWERS[findings[0].verdict],
+        "opening": opening(findings),
         "findings": findings,
         "basis": describe_basis(evaluation),
         "baseline": describe_baseline(evaluation),

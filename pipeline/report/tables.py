@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-from pipeline.report.charts import capital
 from pipeline.report.findings import judge_result
 from pipeline.report.inputs import Evaluation
 from pipeline.report.levels import arm_level
-from pipeline.report.measures import ARROWS, find_measures, format_interval, format_value
+from pipeline.report.measures import ARROWS, capital, find_measures, format_interval, format_value
 
 
 @dataclass(frozen=True, slots=True)

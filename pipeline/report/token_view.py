@@ -41,7 +41,7 @@ FILE_NAME = "token_view.json"
 # A page with more columns of bars than that is not read, and grows beyond its size.
 MAX_STUDENTS = 8
 # Response tokens shown of all examples together: keeps a page of many examples small.
-MAX_SHOWN_TOKENS = 20_000
+MAX_SHOWN_TOKENS = 12_000
 MAX_TOKENS_OF_EXAMPLE = 400
 MIN_PROBABILITY = 0.005
 
