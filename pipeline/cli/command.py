@@ -35,6 +35,7 @@ COMMANDS = (
     "sweep-alpha",
     "evaluate-student",
     "fit-lookback-lens",
+    "build-report",
 )
 CONFIG_SECTIONS = ("run", "evaluations", *COMMANDS)
 

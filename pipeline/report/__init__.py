@@ -1,0 +1,1 @@
+"""The stage `build-report`: one self-contained HTML page, and PNGs, from what was measured."""

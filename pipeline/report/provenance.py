@@ -1,0 +1,127 @@
+"""Where the results come from: models, data, cache, versions, seeds, commands."""
+
+import shlex
+from typing import Any
+
+from pipeline.report.arms import group_arms
+from pipeline.report.inputs import Inputs
+from storage_schema import LogitCache
+
+Rows = list[tuple[str, ...]]
+SHOWN_DIGITS = 16
+
+
+def model_rows(inputs: Inputs) -> Rows:
+    """Return (model, checkpoint, weights, number type, device) of every model evaluated."""
+    seen: dict[str, tuple[str, ...]] = {}
+    for evaluation in inputs.evaluations:
+        for name, entry in evaluation.models.items():
+            made = entry["made_with"]
+            seen[name] = (
+                name,
+                entry["checkpoint"],
+                entry["fingerprint"][:SHOWN_DIGITS],
+                str(made.get("dtype", "")),
+                str(made.get("device", "")),
+            )
+    return list(seen.values())
+
+
+def data_rows(inputs: Inputs) -> Rows:
+    """Return (evaluation, data, records, fingerprint, template, limits, decoding)."""
+    plan = (inputs.plan or {}).get("evaluations") or {}
+    rows: Rows = []
+    for evaluation in inputs.evaluations:
+        settings = evaluation.scores["settings"]
+        dataset = settings["dataset"]
+        rows.append(
+            (
+                evaluation.name,
+                str((plan.get(evaluation.name) or {}).get("data", "not recorded by name")),
+                str(dataset.get("num_records", "")),
+                str(dataset.get("fingerprint", ""))[:SHOWN_DIGITS],
+                str(settings.get("template", "")),
+                _pairs(settings.get("limits")),
+                _pairs(settings.get("decoding")),
+            )
+        )
+    return rows
+
+
+def _pairs(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value or "")
+    return ", ".join(f"{name.replace('_', ' ')} {part}" for name, part in value.items())
+
+
+def cache_rows(inputs: Inputs, cache: LogitCache | None) -> Rows:
+    """Return (what, value) lines on the cache, from itself or from the runs that recorded it."""
+    records = [cell.record for cell in inputs.cells if cell.record is not None]
+    used = sorted({str(r["identity"].get("cache_fingerprint")) for r in records} - {"None"})
+    rows: Rows = [("fingerprint recorded by the training runs", fp) for fp in used]
+    if cache is None:
+        return rows
+    plan, manifest = cache.plan, cache.manifest
+    rows += [
+        ("fingerprint of the cache read here", cache.fingerprint),
+        ("teacher", f"{plan.teacher.get('name')} ({plan.teacher.get('dtype')}, weights "
+         f"{str(plan.teacher.get('fingerprint'))[:SHOWN_DIGITS]})"),
+        ("data", f"{plan.dataset.get('name')}: {plan.num_examples} examples, "
+         f"{manifest.num_response_tokens} response tokens"),
+        ("entries", _pairs(plan.support)),
+        ("stored as", f"{plan.codec}, "
+         f"{manifest.num_bytes / max(1, manifest.num_response_tokens):.1f} bytes a token"),
+        ("engine", str(plan.engine.get("name"))),
+    ]  # fmt: skip
+    return rows
+
+
+def version_rows(inputs: Inputs) -> Rows:
+    """Return (package, versions) over all runs and evaluations; several are all listed."""
+    found: dict[str, set[str]] = {}
+    sources: list[Any] = [(inputs.plan or {}).get("versions")]
+    sources += [cell.record.get("versions") for cell in inputs.cells if cell.record is not None]
+    for evaluation in inputs.evaluations:
+        sources += [entry["made_with"].get("versions") for entry in evaluation.models.values()]
+    for versions in sources:
+        for name, value in (versions or {}).items():
+            found.setdefault(name, set()).add(str(value))
+    return [(name, ", ".join(sorted(values))) for name, values in sorted(found.items())]
+
+
+def seed_rows(inputs: Inputs) -> Rows:
+    """Return (arm, seeds) of every arm that was trained."""
+    rows: Rows = []
+    for arm in group_arms(cell.name for cell in inputs.cells):
+        seeds = [
+            seed or _recorded_seed(inputs, model) or "not recorded"
+            for seed, model in arm.models.items()
+        ]
+        rows.append((arm.name, ", ".join(seeds)))
+    return rows
+
+
+def _recorded_seed(inputs: Inputs, model: str) -> str:
+    record = next((cell.record for cell in inputs.cells if cell.name == model), None)
+    return "" if record is None else str(record["identity"].get("seed", ""))
+
+
+def commands(inputs: Inputs) -> list[str]:
+    """Return each training run's command, written anew from its record."""
+    lines = []
+    for cell in inputs.cells:
+        if cell.record is None:
+            continue
+        flags = {**(cell.record.get("inputs") or {}), **cell.record["identity"]}
+        parts = [cell.record["command"]]
+        for name, value in flags.items():
+            # Fingerprints and sums are no settings.
+            if name.endswith("_fingerprint") or name == "responses_per_step" or value is None:
+                continue
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                parts.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                parts += [f"--{flag}", shlex.quote(str(value))]
+        lines.append(" ".join([*parts, "--output", shlex.quote(str(cell.path))]))
+    return lines
