@@ -164,7 +164,8 @@ def test_scores_file_and_predictions(
         "skipped": [],
         **scores,
     }
-    assert set(scores) == {"settings", "models", "references", "comparisons"}
+    sections = {"settings", "models", "references", "confident_answers", "comparisons"}
+    assert set(scores) == sections
     assert scores["settings"]["rouge"]["rougeL_f1"] == "no stemming, one line"
     for name, entry in scores["models"].items():
         assert set(entry) == AGGREGATES | IDENTITIES

@@ -9,6 +9,7 @@ figures are exploratory and corrected by Benjamini and Hochberg's.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.errors import DataError
@@ -58,8 +59,15 @@ class Found:
     result: Comparison
 
 
-def read_scored(rows: Sequence[Row], num_bins: int) -> Scored:
+def read_scored(
+    rows: Sequence[Row], num_bins: int, more: Mapping[str, Figure] = MappingProxyType({})
+) -> Scored:
     """Return what comparisons need of one model's rows.
+
+    Args:
+        rows: the model's.
+        num_bins: of the calibration errors.
+        more: figures over the same documents that the rows alone do not give.
 
     Raises:
         DataError: there are no rows, or a number is not finite or no probability.
@@ -68,7 +76,7 @@ def read_scored(rows: Sequence[Row], num_bins: int) -> Scored:
     return Scored(
         records=tuple(sorted(row["record_id"] for row in rows)),
         examples=tuple(sorted(row["example_id"] for row in rows)),
-        figures={**document_figures(rows), **tokens},
+        figures={**document_figures(rows), **more, **tokens},
         token_names=frozenset(tokens),
         rescaled=rescaled_figures(rows, num_bins),
     )

@@ -14,6 +14,7 @@ from pipeline.errors import OutputExistsError
 from pipeline.evaluation.ability import find_tasks, measure_ability
 from pipeline.evaluation.ability_figures import compare_tasks
 from pipeline.evaluation.comparisons import compare_models, read_scored
+from pipeline.evaluation.confident_answers import compared_figures, describe_confident_answers
 from pipeline.evaluation.config import EvaluateStudentConfig, name_models, split_name
 from pipeline.evaluation.corrected_rates import correct_rate, read_validation
 from pipeline.evaluation.cost import format_costs
@@ -127,6 +128,7 @@ def _finish(
     paths = {name: predictions_path(output, name) for name in scores["models"]}
     rows = {name: read_rows(path) for name, path in paths.items() if path.exists()}
     scores["references"] = measure_references(inputs[0].dataset.records)
+    scores["confident_answers"] = describe_confident_answers(rows)
     scores["comparisons"] = _compare(scores, rows, output, config)
     for name, own in rows.items():
         for judge, about in scores["models"][name].get("judges", {}).items():
@@ -152,10 +154,12 @@ def _compare(
 ) -> dict[str, Any]:
     """Return the comparisons of all models of the file, also those of earlier runs."""
     first = next(iter(name_models(config.model)))
-    found = compare_models(
-        {name: read_scored(own, config.ece_bins) for name, own in rows.items()},
-        config.baseline or split_name(first)[0],
-    )
+    median = scores["confident_answers"]["median_confidence"]
+    scored = {
+        name: read_scored(own, config.ece_bins, compared_figures(own, median))
+        for name, own in rows.items()
+    }
+    found = compare_models(scored, config.baseline or split_name(first)[0])
     found["tasks"] = compare_tasks(scores, output, found["baseline"], config.ece_bins)
     found["not_compared"] += [
         f"{name} is not compared: {predictions_path(output, name)} is gone; evaluate it again"

@@ -51,6 +51,7 @@ COMPARED = {
     "coverage": Compared("coverage"),
     "density": Compared("density", "words", 1.0),
     "mean_prediction_words": Compared("length", "words", 1.0),
+    "confident_unsupported_rate": Compared("answers sure of names or numbers not in the source"),
     "empty_rate": Compared("empty answers"),
     "refused_rate": Compared("refusals"),
     "factual_rate": Compared("factual rate", primary=True),
@@ -79,6 +80,7 @@ COMPARED_RESCALED = {
 COMPARED_CONSISTENCY = {
     "consistency": Compared("factual consistency", primary=True),
     "consistent_rate": Compared("answers judged consistent"),
+    "confident_unsupported_rate": Compared("answers sure and judged unsupported"),
     "sentence_mean": Compared("factual consistency by sentence"),
     "sentence_min": Compared("factual consistency of the worst sentence"),
 }

@@ -1,7 +1,7 @@
 """Everything that is measured of one model without a judge or a lens, and its entry.
 
-Answers, one teacher-forced pass over the gold text, a second one at the fitted temperature; then
-each document's row is stored, and the aggregates are computed from the rows.
+Answers, one teacher-forced pass over the gold text, a second one at the fitted temperature, one
+over the answers; then each document's row is stored, and the aggregates are computed from the rows.
 """
 
 import functools
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.tokenization import Example
 from pipeline.evaluation.answers import generate_answers
 from pipeline.evaluation.config import EvaluateStudentConfig
 from pipeline.evaluation.cost import Costs, timed
@@ -22,6 +23,7 @@ from pipeline.evaluation.scores import aggregate, document_id, score_document, w
 from pipeline.evaluation.scores_file import predictions_path
 from pipeline.evaluation.teacher_forced import GoldScores, score_gold_tokens
 from pipeline.evaluation.temperature import cross_fit
+from pipeline.generation.requests import Prediction
 from pipeline.models.vocabulary import fingerprint_vocabulary
 from pipeline.run_record import installed_versions
 
@@ -47,9 +49,10 @@ def score_model(
     answers = generate_answers(model, in_use, config, engine, output, costs)
     loaded = in_use.load(costs)
     gold, rescaled = _read_gold(loaded, model, config, costs)
+    confidences = _read_own(loaded, model, answers.predictions, config, costs)
     with timed(costs, "rouge_and_overlap", len(gold)):
-        parts = (dataset.examples, dataset.records, answers.predictions, gold, rescaled)
-        rows = [score_document(*one) for one in zip(*parts, strict=True)]
+        parts = (dataset.examples, dataset.records, answers.predictions, confidences)
+        rows = [score_document(*one) for one in zip(*parts, gold, rescaled, strict=True)]
     write_rows(predictions_path(output, model.name), rows)
     with timed(costs, "aggregates", len(rows)):
         figures = aggregate(rows, config.ece_bins)
@@ -86,11 +89,43 @@ def _read_gold(
         num_bins=config.ece_bins,
     )
     with timed(costs, "teacher_forcing", len(dataset.examples)):
-        gold = score(label=model.name)
+        gold = score(label=f"{model.name}: gold text")
     nll_DG = np.array([scores.nll_G for scores in gold])
     fitted = cross_fit(nll_DG, [document_id(record) for record in dataset.records])
     if fitted is None:
         return gold, [None] * len(gold)
     with timed(costs, "teacher_forcing_rescaled", len(dataset.examples)):
-        rescaled = score(label=f"{model.name}, rescaled", temperatures=fitted.of_document)
+        rescaled = score(
+            label=f"{model.name}: gold text, rescaled", temperatures=fitted.of_document
+        )
     return gold, list(zip(fitted.of_document, rescaled, strict=True))
+
+
+def _read_own(
+    loaded: Any,
+    model: ModelInputs,
+    predictions: Sequence[Prediction],
+    config: EvaluateStudentConfig,
+    costs: Costs,
+) -> list[float | None]:
+    """Return exp(mean log-probability) of each answer's tokens, at temperature 1; None if empty."""
+    places = [place for place, one in enumerate(predictions) if one.token_ids]
+    found: list[float | None] = [None] * len(predictions)
+    own = []
+    for place in places:
+        example = model.dataset.examples[place]
+        prompt = example.input_ids[: example.response_start]
+        answer = np.array(predictions[place].token_ids, dtype=np.int32)
+        own.append(Example(np.concatenate([prompt, answer]), len(prompt)))
+    with timed(costs, "own_answers", len(own)):
+        scores = score_gold_tokens(
+            loaded,
+            own,
+            batch_size=config.batch_size,
+            num_bins=config.ece_bins,
+            label=f"{model.name}: own answers",
+            temperatures=[1.0] * len(own),
+        )
+    for place, one in zip(places, scores, strict=True):
+        found[place] = float(np.exp(one.tokens.label_logprobs.mean(dtype=np.float64)))
+    return found

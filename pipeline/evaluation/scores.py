@@ -54,6 +54,7 @@ def score_document(
     example: Example,
     record: Record,
     prediction: Prediction,
+    confidence: float | None,
     gold: GoldScores,
     rescaled: tuple[float, GoldScores] | None,
 ) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def score_document(
         example: prompt and gold response.
         record: the texts.
         prediction: what the model wrote.
+        confidence: exp(mean log-probability) of it; None if empty.
         gold: what it says of the gold response.
         rescaled: the temperature fitted on other documents, and the same with it.
     """
@@ -83,6 +85,7 @@ def score_document(
         "hit_token_limit": prediction.hit_token_limit,
         "num_prediction_tokens": len(prediction.token_ids),
         "num_prediction_words": len(words(prediction.text)),
+        "confidence": confidence,
         "overlap": measure_overlap(prediction.text, record),
         "judges": {},
         "num_tokens": len(logprobs),

@@ -49,6 +49,7 @@ def describe_settings(config: EvaluateStudentConfig, engine: str) -> dict[str, A
             "seed": SEED,
             "min_documents": MIN_DOCUMENTS,
         },
+        "confidence": "exp of the mean log-probability of an answer's tokens",
         "dtype": config.dtype,
     }
 

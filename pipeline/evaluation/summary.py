@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.ability_figures import format_tasks
+from pipeline.evaluation.confident_answers import RATE
 from pipeline.evaluation.corrected_rates import format_corrected
 from pipeline.evaluation.rouge import UNSCORED_LETTERS_WARNING
 from pipeline.evaluation.table import format_table
@@ -32,10 +33,21 @@ def print_summary(scores: dict[str, Any], output: Path, skipped: Sequence[str]) 
             if "corrected" in about:
                 observed = entry[f"{judge}_consistent_rate"]
                 print(format_corrected(name, judge, observed, about["corrected"]))
+    _print_confident(scores["confident_answers"])
     _print_comparisons(scores["comparisons"])
     if skipped:
         print(f"already there, not evaluated again: {', '.join(skipped)}")
     print(f"scores: {output}")
+
+
+def _print_confident(found: dict[str, Any]) -> None:
+    """Print how often each model is sure, by the median of all answers, of what is unsupported."""
+    for name, targets in found["models"].items():
+        parts = [
+            f"{target.replace('_', ' ')} {100 * one[RATE]:.1f} %" for target, one in targets.items()
+        ]
+        if parts:
+            print(f"{name}: answers surer than most and unsupported, by {', by '.join(parts)}")
 
 
 def _print_comparisons(comparisons: dict[str, Any]) -> None:

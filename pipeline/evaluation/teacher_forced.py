@@ -61,7 +61,7 @@ def score_gold_tokens(
         model: in evaluation mode, on the device to use; an adapter may be around it.
         examples: prompt and gold response; all response tokens count, the end token too.
         batch_size: examples in one forward pass.
-        label: names the model in the progress display.
+        label: what the progress display says is read.
         num_bins: bins of the Full-ECE.
         temperatures: what to divide each example's logits by; None divides by 1 and gives the
             NLL at `node_temperatures`, from which one can be fitted.
@@ -74,7 +74,7 @@ def score_gold_tokens(
     accepted = _forward_arguments(model)
     with (
         torch.inference_mode(),
-        Progress(f"{label}: gold text", len(examples), "documents") as progress,
+        Progress(label, len(examples), "documents") as progress,
     ):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
