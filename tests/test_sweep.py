@@ -267,10 +267,10 @@ def whole(
 
 
 def numbers(scores: Path) -> dict[str, Any]:
-    """What a scores file says, without times and machines."""
-    document = json.loads(scores.read_text())
+    """What a scores file says, without times, machines and places."""
+    document: dict[str, Any] = json.loads(scores.read_text())
     for entry in document["models"].values():
-        del entry["seconds"], entry["made_with"]
+        del entry["seconds"], entry["made_with"], entry["checkpoint"]
     return document
 
 
