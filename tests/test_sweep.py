@@ -1,5 +1,6 @@
 """A whole sweep of tiny students: the plan, the cells as processes, kills, scores and cost."""
 
+import importlib.util
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from pipeline.errors import ConfigError, DataError, ModelError, OutputExistsErro
 from pipeline.models.checkpoint import find_checkpoint
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.vocabulary import fingerprint_vocabulary, vocabulary_size
+from pipeline.sweep import ray_cells
 from pipeline.sweep.cell import Job, is_done
 from pipeline.sweep.config import SweepAlphaConfig
 from pipeline.sweep.cost import describe_cost, measure_cost
@@ -430,3 +432,58 @@ def test_a_signal_ends_the_children_and_says_how_to_go_on(
     assert "Traceback" not in output
     assert len(child) == 1
     assert not Path(f"/proc/{child[0]}").exists()
+
+
+# ---- Ray ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no ray here")
+def test_on_ray_a_cell_survives_its_killed_worker(
+    recipe: dict[str, Any], cache: Path, tmp_path: Path
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    config = make_config(recipe, cache, tmp_path)
+    flags = ["--config", str(config.config), "--cache", str(cache), "--output", config.output]
+    try:
+        process = subprocess.Popen(
+            [*COMMAND, *flags, "--alpha", "1", "--ray"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "RAY_ADDRESS": cluster.address},
+        )
+        assert process.stdout is not None
+        output, killed = "", 0
+        for line in process.stdout:
+            output += line
+            if "alpha-1@0: training" in line and not killed:
+                lock = json.loads((tmp_path / "sweep/cells/alpha-1@0/cell.lock").read_text())
+                killed = lock["process"]
+                os.kill(killed, signal.SIGKILL)
+        assert process.wait(timeout=60) == 0, output
+    finally:
+        cluster.shutdown()
+    assert killed
+    assert (tmp_path / "sweep/cells/alpha-1@0/train.log").read_text().count("== 20") == 2
+    record = json.loads((tmp_path / "sweep/cells/alpha-1@0/cell.json").read_text())
+    assert record["state"] == "done", output
+    assert "ray: every cell takes {'num_cpus': 1}" in output
+
+
+def test_without_a_cluster_ray_is_refused(
+    config: SweepAlphaConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match="--ray: no Ray cluster at '127.0.0.1:1'"):
+        run(SweepAlphaConfig(**{**vars(config), "ray": True}))
+    assert ray_cells._resources([{"Alive": True, "Resources": {"GPU": 2, "CPU": 8}}]) == {
+        "num_gpus": 1
+    }
+    with pytest.raises(ConfigError, match="no node of the Ray cluster has a GPU or a processor"):
+        ray_cells._resources([{"Alive": False, "Resources": {"CPU": 8}}])
