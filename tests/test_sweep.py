@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -180,12 +181,14 @@ def test_another_sweep_is_refused_field_by_field_and_a_larger_one_continues(
 ) -> None:
     output = tmp_path / "sweep"
     output.mkdir()
-    plan = planned(make_config(recipe, cache, tmp_path))
+    baseline = {"baseline_model": (f"student={recipe['train-student']['student']}",)}
+    plan = planned(make_config(recipe, cache, tmp_path, **baseline))
     assert claim_sweep(output, plan) == 2
     assert claim_sweep(output, plan) == 0
     recipe["evaluate-student"]["batch-size"] = 2  # after running out of memory
     recipe["evaluations"] = {"evaluation": {}, "more": {"max-new-tokens": 3}}
-    larger = planned(make_config(recipe, cache, tmp_path, alpha=(0.0, 0.5, 1.0), seed=(0, 1)))
+    more = {"alpha": (0.0, 0.5, 1.0), "seed": (0, 1)}
+    larger = planned(make_config(recipe, cache, tmp_path, **more, **baseline))
     assert claim_sweep(output, larger) == 4
     names = {cell["name"] for cell in json.loads((output / "sweep.json").read_text())["cells"]}
     assert len(names) == 6
@@ -195,6 +198,7 @@ def test_another_sweep_is_refused_field_by_field_and_a_larger_one_continues(
     with pytest.raises(OutputExistsError) as caught:
         claim_sweep(output, other)
     text = str(caught.value)
+    assert re.search(r"baselines.student: there '.*model', asked nothing", text)
     assert "train_student.batch_size: there 4, asked 2" in text
     assert "evaluations.evaluation.max_new_tokens: there 4, asked 5" in text
     assert "cells.alpha-1@0: there {'alpha': 1.0, 'seed': 0}, asked nothing" in text

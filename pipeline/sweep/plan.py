@@ -212,6 +212,8 @@ def claim_sweep(output: Path, plan: SweepPlan) -> int:
     old, new = _compared(there), _compared(asked)
     for part in ("cells", "evaluations", "baselines"):
         new[part] = {name: new[part][name] for name in new[part] if name in old[part]}
+    # One that is only evaluated is known by its scores, which hold its fingerprint.
+    new["baselines"] = {name: old["baselines"][name] for name in new["baselines"]}
     lines = differences(old, new)
     if lines:
         raise OutputExistsError(
@@ -237,10 +239,7 @@ PLAN_FIELDS = {
 
 
 def _compared(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a plan that must stay: no places, no versions; cells by name.
-
-    A model that is only evaluated is known by its scores, which hold its fingerprint.
-    """
+    """Return the part of a plan that must stay: no places, no versions; cells by name."""
     return {
         "format": document["format"],
         "cells": {cell["name"]: cell["settings"] for cell in document["cells"]},
@@ -249,7 +248,7 @@ def _compared(document: dict[str, Any]) -> dict[str, Any]:
             name: _without(settings, ("baseline", "batch_size"))
             for name, settings in document["evaluations"].items()
         },
-        "baselines": dict.fromkeys(document["baselines"]),
+        "baselines": document["baselines"],
         "student": {"fingerprint": document["student"]["fingerprint"]},
         "cache": {"fingerprint": document["cache"]["fingerprint"]},
     }
