@@ -1,5 +1,6 @@
 """A whole sweep of tiny students: the plan, the cells as processes, kills, scores and cost."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -380,6 +381,13 @@ def test_done_cells_are_skipped_and_what_is_missing_is_made_again(
     config = make_config(whole[1], cache, tmp_path, **options)
     jobs = make_jobs(planned(config), config)
     assert all(is_done(job) for job in jobs)
+    assert job_is_done_with(jobs[1], student="elsewhere", report_to="tensorboard")
+    assert not job_is_done_with(jobs[1], epochs=3.0)
+    other = {name: {**one, "max_new_tokens": 9} for name, one in jobs[1].evaluations.items()}
+    assert not is_done(dataclasses.replace(jobs[1], evaluations=other))
+    (jobs[1].folder / "evaluate-evaluation.yaml").rename(tmp_path / "told.yaml")
+    assert not is_done(jobs[1])
+    (tmp_path / "told.yaml").rename(jobs[1].folder / "evaluate-evaluation.yaml")
     _damage(jobs)
     with pytest.raises(SweepError, match=r"1 of 5 failed:\n  alpha-1@0: train: Error: .*run.json"):
         run(config)
@@ -391,6 +399,12 @@ def test_done_cells_are_skipped_and_what_is_missing_is_made_again(
     assert done == ["student", "alpha-0@0", "alpha-0@1", "alpha-1@1"]
     scores = json.loads((tmp_path / "sweep" / "scores" / "evaluation.json").read_text())
     assert list(scores["models"]) == done  # without the one that failed
+
+
+def job_is_done_with(job: Job, **changes: Any) -> bool:
+    """Whether it counts as done when its student is asked for with other settings."""
+    assert job.train is not None
+    return is_done(dataclasses.replace(job, train={**job.train, **changes}))
 
 
 def _damage(jobs: list[Job]) -> None:

@@ -36,6 +36,11 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "evaluate_s": (int, float),
     "error": (str, type(None)),
 }
+# Settings that decide where a result lies or how fast it comes, not what it is.
+UNCOMPARED = {
+    "train-student": ("cache", "local_copy", "output", "report_to", "student"),
+    "evaluate-student": ("batch_size", "model", "output"),
+}
 # Processes of a sweep that was killed end by themselves, at once.
 WAIT_SECONDS = 60.0
 
@@ -96,6 +101,8 @@ def read_cell(job: Job) -> dict[str, Any] | None:
 def is_done(job: Job) -> bool:
     """Return whether the cell's record says so and everything it should have made is there.
 
+    Not if its commands were told otherwise: they are then asked again, and refuse by field.
+
     Raises:
         OutputExistsError: the record, or a scores file, is damaged.
     """
@@ -108,6 +115,8 @@ def is_done(job: Job) -> bool:
             return False
         if not read_record(student)["finished"]:
             return False
+    if not all(part.was_told(job.folder) for part in _parts(job)):
+        return False
     return all(_is_scored(job, evaluation) for evaluation in job.evaluations)
 
 
@@ -188,6 +197,19 @@ class _Part:
         path = folder / f"{self.name}.yaml"
         path.write_text(yaml.safe_dump({self.command: self.settings}), encoding="utf-8")
         return path
+
+    def was_told(self, folder: Path) -> bool:
+        """Whether the file there says the same, but for where things lie and how fast they are."""
+        try:
+            text = (folder / f"{self.name}.yaml").read_text(encoding="utf-8")
+            told = dict(yaml.safe_load(text)[self.command])
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            return False
+        uncompared = UNCOMPARED[self.command]
+        return all(
+            told.get(name) == self.settings.get(name)
+            for name in {*told, *self.settings} - {*uncompared}
+        )
 
 
 def _parts(job: Job) -> list[_Part]:

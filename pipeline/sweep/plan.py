@@ -16,6 +16,7 @@ from pipeline.cli.reference import load_command
 from pipeline.errors import ConfigError, OutputExistsError
 from pipeline.models.checkpoint import find_checkpoint, fingerprint_checkpoint, fingerprint_shape
 from pipeline.run_record import differences, installed_versions, write_json
+from pipeline.sweep.cell import UNCOMPARED
 from pipeline.sweep.config import SweepAlphaConfig
 from pipeline.sweep.documents import read_document
 from pipeline.sweep.grid import GIVEN, Cell, make_cells, read_axes
@@ -243,9 +244,9 @@ def _compared(document: dict[str, Any]) -> dict[str, Any]:
     return {
         "format": document["format"],
         "cells": {cell["name"]: cell["settings"] for cell in document["cells"]},
-        "train_student": _without(document["train_student"], ("local_copy", "report_to")),
+        "train_student": _without(document["train_student"], UNCOMPARED["train-student"]),
         "evaluations": {
-            name: _without(settings, ("baseline", "batch_size"))
+            name: _without(settings, ("baseline", *UNCOMPARED["evaluate-student"]))
             for name, settings in document["evaluations"].items()
         },
         "baselines": document["baselines"],
