@@ -225,14 +225,15 @@ def _parts(job: Job) -> list[_Part]:
 
 
 def last_words(log: Path, code: int) -> str:
-    """Return why a process ended: its last line, and the signal if one ended it."""
+    """Return why a process ended: its error or else its last line, and what signal ended it."""
     lines = read_last_part(log)
-    last = lines[-1] if lines else "it printed nothing"
+    errors = [number for number, line in enumerate(lines) if line.startswith("Error: ")]
+    last = lines[errors[-1] if errors else -1 :] or ["it printed nothing"]
     if code >= 0:
-        return last
+        return " ".join(line.strip() for line in last)
     name = signal.Signals(-code).name
     reason = " (too little memory?)" if name == "SIGKILL" else ""
-    return f"ended by {name}{reason}; the last line of its log: {last}"
+    return f"ended by {name}{reason}; the last line of its log: {last[-1]}"
 
 
 def read_last_part(log: Path, max_bytes: int = 2**16) -> list[str]:
