@@ -1,8 +1,11 @@
 """A whole sweep of tiny students: the plan, the cells as processes, kills, scores and cost."""
 
+import dataclasses
+import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +23,7 @@ from pipeline.errors import ConfigError, DataError, ModelError, OutputExistsErro
 from pipeline.models.checkpoint import find_checkpoint
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.vocabulary import fingerprint_vocabulary, vocabulary_size
+from pipeline.sweep import ray_cells
 from pipeline.sweep.cell import Job, is_done
 from pipeline.sweep.config import SweepAlphaConfig
 from pipeline.sweep.cost import describe_cost, measure_cost
@@ -178,12 +182,14 @@ def test_another_sweep_is_refused_field_by_field_and_a_larger_one_continues(
 ) -> None:
     output = tmp_path / "sweep"
     output.mkdir()
-    plan = planned(make_config(recipe, cache, tmp_path))
+    baseline = {"baseline_model": (f"student={recipe['train-student']['student']}",)}
+    plan = planned(make_config(recipe, cache, tmp_path, **baseline))
     assert claim_sweep(output, plan) == 2
     assert claim_sweep(output, plan) == 0
     recipe["evaluate-student"]["batch-size"] = 2  # after running out of memory
     recipe["evaluations"] = {"evaluation": {}, "more": {"max-new-tokens": 3}}
-    larger = planned(make_config(recipe, cache, tmp_path, alpha=(0.0, 0.5, 1.0), seed=(0, 1)))
+    more = {"alpha": (0.0, 0.5, 1.0), "seed": (0, 1)}
+    larger = planned(make_config(recipe, cache, tmp_path, **more, **baseline))
     assert claim_sweep(output, larger) == 4
     names = {cell["name"] for cell in json.loads((output / "sweep.json").read_text())["cells"]}
     assert len(names) == 6
@@ -193,6 +199,7 @@ def test_another_sweep_is_refused_field_by_field_and_a_larger_one_continues(
     with pytest.raises(OutputExistsError) as caught:
         claim_sweep(output, other)
     text = str(caught.value)
+    assert re.search(r"baselines.student: there '.*model', asked nothing", text)
     assert "train_student.batch_size: there 4, asked 2" in text
     assert "evaluations.evaluation.max_new_tokens: there 4, asked 5" in text
     assert "cells.alpha-1@0: there {'alpha': 1.0, 'seed': 0}, asked nothing" in text
@@ -267,10 +274,10 @@ def whole(
 
 
 def numbers(scores: Path) -> dict[str, Any]:
-    """What a scores file says, without times and machines."""
-    document = json.loads(scores.read_text())
+    """What a scores file says, without times, machines and places."""
+    document: dict[str, Any] = json.loads(scores.read_text())
     for entry in document["models"].values():
-        del entry["seconds"], entry["made_with"]
+        del entry["seconds"], entry["made_with"], entry["checkpoint"]
     return document
 
 
@@ -338,29 +345,26 @@ def test_the_cost_is_measured_against_an_online_teacher(
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_comes_to_the_same_scores(
-    whole: tuple[Path, dict[str, Any]], cache: Path, tiny_model: Path, tmp_path: Path
+    whole: tuple[Path, dict[str, Any]], cache: Path, tmp_path: Path
 ) -> None:
     folder, recipe = whole
-    config = make_config(recipe, cache, tmp_path, seed=(0, 1))
+    options = {"alpha": (1.0,), "seed": (0, 1), "processes": 2}
+    config = make_config(recipe, cache, tmp_path, **options)
     flags = ["--config", str(config.config), "--cache", str(cache), "--output", config.output]
-    flags += ["--alpha", "0", "--alpha", "1", "--seed", "0", "--seed", "1", "--processes", "2"]
-    flags += ["--baseline-model", f"student={tiny_model}"]
+    flags += ["--alpha", "1", "--seed", "0", "--seed", "1", "--processes", "2"]
     rng = random.Random(7)
-    for _ in range(4):
-        process = subprocess.Popen(
-            [*COMMAND, *flags],
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        time.sleep(rng.uniform(5, 30))
+    for _ in range(3):
+        process = subprocess.Popen([*COMMAND, *flags], stdout=subprocess.DEVNULL)
+        time.sleep(rng.uniform(5, 25))
         process.kill()
         process.wait()
-    made = make_config(
-        recipe, cache, tmp_path, seed=(0, 1), processes=2, baseline_model=(f"student={tiny_model}",)
-    )
-    run(made)
+    run(config)
     name = Path("sweep") / "scores" / "evaluation.json"
-    assert numbers(tmp_path / name) == numbers(folder / name)
+    ours, theirs = numbers(tmp_path / name), numbers(folder / name)
+    assert ours["settings"] == theirs["settings"]
+    assert list(ours["models"]) == ["alpha-1@0", "alpha-1@1"]
+    for model, entry in ours["models"].items():
+        assert entry == theirs["models"][model]
     assert not list(tmp_path.rglob("*.tmp-*"))
 
 
@@ -377,8 +381,17 @@ def test_done_cells_are_skipped_and_what_is_missing_is_made_again(
     config = make_config(whole[1], cache, tmp_path, **options)
     jobs = make_jobs(planned(config), config)
     assert all(is_done(job) for job in jobs)
+    assert job_is_done_with(jobs[1], student="elsewhere", report_to="tensorboard")
+    assert not job_is_done_with(jobs[1], epochs=3.0)
+    other = {name: {**one, "max_new_tokens": 9} for name, one in jobs[1].evaluations.items()}
+    assert not is_done(dataclasses.replace(jobs[1], evaluations=other))
+    (jobs[1].folder / "evaluate-evaluation.yaml").rename(tmp_path / "told.yaml")
+    assert not is_done(jobs[1])
+    (tmp_path / "told.yaml").rename(jobs[1].folder / "evaluate-evaluation.yaml")
     _damage(jobs)
-    with pytest.raises(SweepError, match=r"1 of 5 failed:\n  alpha-1@0: train: Error: .*run.json"):
+    with pytest.raises(
+        SweepError, match=r"1 of 5 failed:\n  alpha-1@0: train: .* other set"
+    ):
         run(config)
     printed = capsys.readouterr().out
     assert "2 of 5 are done already, 0 are new" in printed
@@ -388,6 +401,12 @@ def test_done_cells_are_skipped_and_what_is_missing_is_made_again(
     assert done == ["student", "alpha-0@0", "alpha-0@1", "alpha-1@1"]
     scores = json.loads((tmp_path / "sweep" / "scores" / "evaluation.json").read_text())
     assert list(scores["models"]) == done  # without the one that failed
+
+
+def job_is_done_with(job: Job, **changes: Any) -> bool:
+    """Whether it counts as done when its student is asked for with other settings."""
+    assert job.train is not None
+    return is_done(dataclasses.replace(job, train={**job.train, **changes}))
 
 
 def _damage(jobs: list[Job]) -> None:
@@ -430,3 +449,58 @@ def test_a_signal_ends_the_children_and_says_how_to_go_on(
     assert "Traceback" not in output
     assert len(child) == 1
     assert not Path(f"/proc/{child[0]}").exists()
+
+
+# ---- Ray ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no ray here")
+def test_on_ray_a_cell_survives_its_killed_worker(
+    recipe: dict[str, Any], cache: Path, tmp_path: Path
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    config = make_config(recipe, cache, tmp_path)
+    flags = ["--config", str(config.config), "--cache", str(cache), "--output", config.output]
+    try:
+        process = subprocess.Popen(
+            [*COMMAND, *flags, "--alpha", "1", "--ray"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "RAY_ADDRESS": cluster.address},
+        )
+        assert process.stdout is not None
+        output, killed = "", 0
+        for line in process.stdout:
+            output += line
+            if "alpha-1@0: training" in line and not killed:
+                lock = json.loads((tmp_path / "sweep/cells/alpha-1@0/cell.lock").read_text())
+                killed = lock["process"]
+                os.kill(killed, signal.SIGKILL)
+        assert process.wait(timeout=60) == 0, output
+    finally:
+        cluster.shutdown()
+    assert killed
+    assert (tmp_path / "sweep/cells/alpha-1@0/train.log").read_text().count("== 20") == 2
+    record = json.loads((tmp_path / "sweep/cells/alpha-1@0/cell.json").read_text())
+    assert record["state"] == "done", output
+    assert "ray: every cell takes {'num_cpus': 1}" in output
+
+
+def test_without_a_cluster_ray_is_refused(
+    config: SweepAlphaConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match="--ray: no Ray cluster at '127.0.0.1:1'"):
+        run(SweepAlphaConfig(**{**vars(config), "ray": True}))
+    assert ray_cells._resources([{"Alive": True, "Resources": {"GPU": 2, "CPU": 8}}]) == {
+        "num_gpus": 1
+    }
+    with pytest.raises(ConfigError, match="no node of the Ray cluster has a GPU or a processor"):
+        ray_cells._resources([{"Alive": False, "Resources": {"CPU": 8}}])

@@ -150,6 +150,11 @@ def test_why_a_process_ended(tmp_path: Path) -> None:
     log.write_text("== now a\nold\n== now b\nfirst\n 5%|\r 9%|\nError: no\n\n")
     assert read_last_part(log) == ["first", " 5%|", " 9%|", "Error: no"]
     assert last_words(log, 1) == "Error: no"
+    log.write_text("== now\nfirst\nError: other settings:\n  a: there 1\nchoose another\n")
+    assert last_words(log, 1) == "Error: other settings: a: there 1 choose another"
+    log.write_text("== now\nTraceback\n  here\nValueError: no\n")
+    assert last_words(log, 1) == "ValueError: no"
+    log.write_text("== now b\nError: no\n")
     assert last_words(log, -9) == (
         "ended by SIGKILL (too little memory?); the last line of its log: Error: no"
     )
@@ -231,3 +236,27 @@ def test_the_time_left_is_that_of_the_ended_cells() -> None:
     assert estimate_seconds_left(states, 2) == 80
     assert estimate_seconds_left(states[1:], 1) is None
     assert [format_seconds(s) for s in (45, 700, 11100)] == ["45 s", "12 min", "3 h 5 min"]
+
+
+def test_the_table_of_a_terminal_shows_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    states = [
+        CellState("alpha-0.1@0", "training", "12/60 steps", "training loss 3.21", 44.0, 120.0),
+        CellState("alpha-1@0", "failed", "", "Error: [x] is " + "long " * 30, 20.0),
+        CellState("alpha-2@0", "waiting"),
+    ]
+    table = SweepTable(1, states)
+    console = Console(width=100, height=30)
+    table._live = type("Live", (), {"console": console})()
+    with console.capture() as capture:
+        console.print(table._draw(states))
+    lines = capture.get().splitlines()
+    assert lines[0].split() == ["cell", "state", "progress", "time", "left"]
+    assert (
+        lines[1].split() == "alpha-0.1@0 training 12/60 steps 44 s 2 min training loss 3.21".split()
+    )
+    assert "failed" in lines[2]
+    assert "Error: [x] is long" in lines[2]
+    assert lines[2].rstrip().endswith("…")
+    assert "1 of 3 ended, 1 failed, about 20 s left" in lines[4]

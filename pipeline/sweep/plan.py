@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.command import StageCommand, read_document, read_settings
+from pipeline.cli.command import StageCommand, read_sections, read_settings
 from pipeline.cli.reference import load_command
 from pipeline.errors import ConfigError, OutputExistsError
 from pipeline.models.checkpoint import find_checkpoint, fingerprint_checkpoint, fingerprint_shape
 from pipeline.run_record import differences, installed_versions, write_json
+from pipeline.sweep.cell import UNCOMPARED
 from pipeline.sweep.config import SweepAlphaConfig
-from pipeline.sweep.documents import read_document as read_json
+from pipeline.sweep.documents import read_document
 from pipeline.sweep.grid import GIVEN, Cell, make_cells, read_axes
 from storage_schema import open_cache
 from storage_schema.reader import LogitCache
@@ -26,8 +27,6 @@ PLAN_NAME = "sweep.json"
 FORMAT = {"name": "smoothkd-sweep", "version": 1}
 # What a sweep makes beside its plan. Each cell is checked on its own, so a lost plan can be remade.
 OWN_NAMES = ("baselines", "cells", "cost.json", "scores", "sweep.lock")
-# Settings of train-student that change no result.
-NO_PART = ("dry_run", "local_copy", "report_to")
 # One evaluation without a name of its own.
 ONLY_EVALUATION = "evaluation"
 
@@ -84,7 +83,7 @@ def read_sweep_settings(config: SweepAlphaConfig) -> SweepSettings:
     Raises:
         ConfigError: naming the section, cell or evaluation and the value.
     """
-    document = {} if config.config is None else read_document(Path(config.config))
+    document = {} if config.config is None else read_sections(Path(config.config))
     where = config.config or "sweep-alpha"
     train_student = load_command("train-student")
     base = read_settings(document.get("train-student"), f"{where}: section train-student")
@@ -210,10 +209,12 @@ def claim_sweep(output: Path, plan: SweepPlan) -> int:
             )
         write_json(path, asked)
         return len(plan.cells)
-    there = read_json(path, "a sweep's plan", PLAN_FIELDS)
+    there = read_document(path, "a sweep's plan", PLAN_FIELDS)
     old, new = _compared(there), _compared(asked)
     for part in ("cells", "evaluations", "baselines"):
         new[part] = {name: new[part][name] for name in new[part] if name in old[part]}
+    # One that is only evaluated is known by its scores, which hold its fingerprint.
+    new["baselines"] = {name: old["baselines"][name] for name in new["baselines"]}
     lines = differences(old, new)
     if lines:
         raise OutputExistsError(
@@ -239,19 +240,16 @@ PLAN_FIELDS = {
 
 
 def _compared(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a plan that must stay: no places, no versions; cells by name.
-
-    A model that is only evaluated is known by its scores, which hold its fingerprint.
-    """
+    """Return the part of a plan that must stay: no places, no versions; cells by name."""
     return {
         "format": document["format"],
         "cells": {cell["name"]: cell["settings"] for cell in document["cells"]},
-        "train_student": _without(document["train_student"], NO_PART),
+        "train_student": _without(document["train_student"], UNCOMPARED["train-student"]),
         "evaluations": {
-            name: _without(settings, ("baseline", "batch_size"))
+            name: _without(settings, ("baseline", *UNCOMPARED["evaluate-student"]))
             for name, settings in document["evaluations"].items()
         },
-        "baselines": dict.fromkeys(document["baselines"]),
+        "baselines": document["baselines"],
         "student": {"fingerprint": document["student"]["fingerprint"]},
         "cache": {"fingerprint": document["cache"]["fingerprint"]},
     }
