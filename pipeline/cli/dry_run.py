@@ -25,8 +25,8 @@ from pipeline.teacher.dry_run import estimate_finetuning, estimate_pass
 
 # The model that run.demo_model makes.
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-# Prompts that vLLM answers at once, its own default of max_num_seqs.
-VLLM_BATCH = 256
+# Prompts that vLLM answers at once; it takes as many as its memory holds, so an assumption.
+VLLM_BATCH = 64
 
 
 def dry_run_recipe(recipe: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -79,6 +79,7 @@ def estimate_recipe(recipe: dict[str, str]) -> dict[str, dict[str, Any]]:
             max_new_tokens=config.max_new_tokens,
             batch_size=VLLM_BATCH,
             tensor_parallel=config.tensor_parallel_size,
+            paged=True,
         )
     config = configs["precompute-logits"]
     size = recipe_facts.size(config, teacher)
