@@ -323,3 +323,11 @@ def test_real_student_learns_its_teacher(demo_model, tmp_path):
         )
     )
     assert result["last"]["kl"] < 0.95 * result["first"]["kl"]
+
+
+def test_one_adapter_has_one_fingerprint_whichever_process_trained_it(tiny_model, cache, tmp_path):
+    """peft keeps the names of its modules in a set, whose order is another in every process."""
+    run(make_config(tiny_model, cache, tmp_path / "student", max_steps=1))
+    config = json.loads((tmp_path / "student" / "adapter_config.json").read_text())
+    assert len(config["target_modules"]) > 6
+    assert config["target_modules"] == sorted(config["target_modules"])

@@ -211,7 +211,7 @@ def _is_wrong(value: Any, kind: type) -> bool:
     return wrong or isinstance(value, dict | list)
 
 
-def read_document(path: Path) -> dict[str, Any]:
+def read_sections(path: Path) -> dict[str, Any]:
     """Return the sections of a config file.
 
     Raises:
@@ -242,7 +242,7 @@ def read_section(path: Path, name: str, known: set[str] | None) -> dict[str, Any
     Raises:
         ConfigError: the file is not YAML of that shape, or names an unknown section or setting.
     """
-    settings = read_settings(read_document(path).get(name), f"{path}: section {name}")
+    settings = read_settings(read_sections(path).get(name), f"{path}: section {name}")
     if known is not None:
         _refuse_unknown(settings, known, f"{path}: {name}")
     return settings

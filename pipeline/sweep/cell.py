@@ -137,6 +137,8 @@ def run_cell(job: Job, children: Children, environment: dict[str, str]) -> dict[
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked(job.folder / "cell.lock", f"the cell {job.name}", WAIT_SECONDS) as lock:
+        for leftover in job.folder.glob("predictions/**/*.tmp-*"):  # of a process that was killed
+            leftover.unlink()
         seconds: dict[str, float] = {}
         error = None
         for part in _parts(job):

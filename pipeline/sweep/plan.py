@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.command import StageCommand, read_document, read_settings
+from pipeline.cli.command import StageCommand, read_sections, read_settings
 from pipeline.cli.reference import load_command
 from pipeline.errors import ConfigError, OutputExistsError
 from pipeline.models.checkpoint import find_checkpoint, fingerprint_checkpoint, fingerprint_shape
 from pipeline.run_record import differences, installed_versions, write_json
 from pipeline.sweep.config import SweepAlphaConfig
-from pipeline.sweep.documents import read_document as read_json
+from pipeline.sweep.documents import read_document
 from pipeline.sweep.grid import GIVEN, Cell, make_cells, read_axes
 from storage_schema import open_cache
 from storage_schema.reader import LogitCache
@@ -84,7 +84,7 @@ def read_sweep_settings(config: SweepAlphaConfig) -> SweepSettings:
     Raises:
         ConfigError: naming the section, cell or evaluation and the value.
     """
-    document = {} if config.config is None else read_document(Path(config.config))
+    document = {} if config.config is None else read_sections(Path(config.config))
     where = config.config or "sweep-alpha"
     train_student = load_command("train-student")
     base = read_settings(document.get("train-student"), f"{where}: section train-student")
@@ -210,7 +210,7 @@ def claim_sweep(output: Path, plan: SweepPlan) -> int:
             )
         write_json(path, asked)
         return len(plan.cells)
-    there = read_json(path, "a sweep's plan", PLAN_FIELDS)
+    there = read_document(path, "a sweep's plan", PLAN_FIELDS)
     old, new = _compared(there), _compared(asked)
     for part in ("cells", "evaluations", "baselines"):
         new[part] = {name: new[part][name] for name in new[part] if name in old[part]}

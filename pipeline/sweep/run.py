@@ -105,7 +105,7 @@ def _describe_places(config: SweepAlphaConfig) -> str:
 
 def _run_jobs(config: SweepAlphaConfig, jobs: Sequence[Job], todo: Sequence[Job]) -> dict[str, str]:
     watch = Watch(jobs, todo)
-    with SweepTable(config.processes) as table:
+    with SweepTable(config.processes, watch.look()) as table:
 
         def look() -> None:
             table.show(watch.look())

@@ -103,7 +103,7 @@ def _take_rows(job: Job, name: str, path: Path) -> None:
     source = job.folder / "predictions" / job.scores_path(name).stem
     target = path.parent / "predictions" / path.stem
     target.mkdir(parents=True, exist_ok=True)
-    for file in source.glob(f"{job.name}.*"):
+    for file in sorted(source.glob(f"{job.name}.*jsonl")):
         temporary = temporary_path(target / file.name)
         try:
             os.link(file, temporary)

@@ -11,16 +11,19 @@ from pipeline.sweep.watch import CellState, estimate_seconds_left
 # Without a terminal, a running cell's progress is said at most this often.
 LINE_SECONDS = 60.0
 STYLES = {"done": "green", "failed": "red", "training": "cyan", "evaluating": "cyan"}
-COLUMNS = ("cell", "state", "progress", "loss", "time", "left")
+COLUMNS = ("cell", "state", "progress", "time", "left", "")
+# A reason is often longer than a terminal is wide; the end of the sweep gives it whole.
+NOTE_LETTERS = 40
 
 
 class SweepTable:
     """Shows the states of the cells; a context manager around the work."""
 
-    def __init__(self, num_places: int) -> None:
+    def __init__(self, num_places: int, before: Sequence[CellState]) -> None:
+        """Take how many cells run at once, and the states that need no line: they are no news."""
         self._num_places = num_places
         self._live: Any = None
-        self._said: dict[str, CellState] = {}
+        self._said = {state.name: state for state in before}
         self._said_at: dict[str, float] = {}
 
     def __enter__(self) -> "SweepTable":
@@ -52,10 +55,10 @@ class SweepTable:
                 print(_line(state) + self._summary(states, state), flush=True)
 
     def _is_news(self, state: CellState) -> bool:
-        said = self._said.get(state.name)
-        if said is None or said.state != state.state:
-            return state.state != "waiting"
-        if said.progress == state.progress or state.has_ended:
+        said = self._said[state.name]
+        if said.state != state.state:
+            return True
+        if said.progress == state.progress:
             return False
         return time.monotonic() - self._said_at[state.name] >= LINE_SECONDS
 
@@ -74,14 +77,19 @@ class SweepTable:
     def _draw(self, states: Sequence[CellState]) -> Any:
         """Return the table; ended and waiting cells make room where it is too long."""
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(caption=self._counts(states), box=None, pad_edge=False)
-        for number, column in enumerate(COLUMNS):
-            table.add_column(column, justify="left" if number < 2 else "right", no_wrap=True)
+        for column in COLUMNS:
+            is_number = column in ("progress", "time", "left")
+            table.add_column(column, justify="right" if is_number else "left", no_wrap=True)
         rows = self._live.console.height - 4
         for state in _fit(states, rows):
-            style = STYLES.get(state.state, "dim")
-            table.add_row(*_cells(state), style=style)
+            name, is_at, progress, note, seconds, left = _cells(state)
+            note = note if len(note) <= NOTE_LETTERS else note[: NOTE_LETTERS - 1] + "…"
+            cells = (name, is_at, progress, seconds, left, note)
+            # Text: square brackets in it mean nothing.
+            table.add_row(*map(Text, cells), style=STYLES.get(state.state, "dim"))
         return table
 
 

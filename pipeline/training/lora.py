@@ -74,6 +74,8 @@ def load_trainable(
     is_local = Path(checkpoint.name).expanduser().is_dir()
     config.base_model_name_or_path = str(checkpoint.model_path) if is_local else checkpoint.name
     config.revision = settings.revision
+    # A set otherwise, saved in another order by each process: one adapter, many fingerprints.
+    config.target_modules = sorted(config.target_modules)
     return wrapped.train()
 
 
