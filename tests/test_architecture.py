@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("teacher", "student", "evaluation")
-SHARED = ("data", "models", "generation", "training")
+SHARED = ("data", "models", "generation", "training", "estimates")
 HEAVY = ("torch", "transformers", "vllm", "datasets", "peft", "accelerate", "ray")
 HEAVY += ("rouge_score", "sklearn", "lm_eval", "nltk")
 SOURCES = sorted([*ROOT.glob("storage_schema/**/*.py"), *ROOT.glob("pipeline/**/*.py")])

@@ -75,7 +75,7 @@ def test_a_setting_that_no_command_has_is_refused(name: str, tmp_path: Path) -> 
         changed = sections(name)
         changed[section]["no-such-setting"] = 1
         path.write_text(yaml.safe_dump(changed))
-        with pytest.raises(ConfigError, match=f"{section}.*no.such.setting"):
+        with pytest.raises(ConfigError, match="recipe.yaml: .*no.such.setting"):
             read_recipe(path)
     changed = sections(name)
     changed["evaluations"] = {"x": {**(changed["evaluate-student"]), "no-such-setting": 1}}
@@ -147,3 +147,11 @@ def test_the_command_line_of_a_dry_run(tmp_path: Path) -> None:
     wrong = subprocess.run([*command, "none"], capture_output=True, text=True)
     assert wrong.returncode == 1
     assert "no recipe 'none': there are demo, llama-2," in wrong.stderr
+
+
+def test_the_table_of_the_docs_is_what_the_recipes_give() -> None:
+    from pipeline.cli.recipe_table import render_table
+
+    page = (RECIPES.parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    table = page.split("recipe_table -->\n")[1].split("\n<!-- end")[0]
+    assert table == render_table()

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.cli.command import read_section
 from pipeline.cli.recipe import RUN_SETTINGS, build_stages
-from pipeline.cli.reference import load_command
+from pipeline.cli.sweep_estimate import estimate_sweep
 from pipeline.data.config import DataSettings
 from pipeline.errors import ConfigError
 from pipeline.estimates import stages
@@ -19,14 +19,12 @@ from pipeline.estimates.shapes import ModelShape, read_shape
 from pipeline.estimates.sizes import DataSize, count_tokens, expect_tokens
 from pipeline.estimates.text import describe
 from pipeline.models.checkpoint import find_checkpoint, read_model_config
-from pipeline.student.dry_run import estimate_student
-from pipeline.sweep.plan import SweepSettings
 from pipeline.teacher.dry_run import estimate_finetuning, estimate_pass
 
 # The model that run.demo_model makes.
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-# Prompts that vLLM answers at once, its own default of max_num_seqs.
-VLLM_BATCH = 256
+# Prompts that vLLM answers at once; it takes as many as its memory holds, so an assumption.
+VLLM_BATCH = 64
 
 
 def dry_run_recipe(recipe: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -79,60 +77,19 @@ def estimate_recipe(recipe: dict[str, str]) -> dict[str, dict[str, Any]]:
             max_new_tokens=config.max_new_tokens,
             batch_size=VLLM_BATCH,
             tensor_parallel=config.tensor_parallel_size,
+            paged=True,
         )
     config = configs["precompute-logits"]
     size = recipe_facts.size(config, teacher)
     found["precompute-logits"] = estimate_pass(config, shape, size)
     baselines = {"student": recipe_facts.shape(models["student"]), "teacher": shape}
     names = recipe["baselines"].split()
-    return found | _estimate_sweep(
+    return found | estimate_sweep(
         configs["sweep-alpha"],
         size,
         baselines["student"],
-        [baselines[n] for n in names],
-        recipe_facts,
-    )
-
-
-def _estimate_sweep(
-    settings: SweepSettings,
-    size: DataSize,
-    student: ModelShape,
-    baselines: list[ModelShape],
-    facts: "_Facts",
-) -> dict[str, dict[str, Any]]:
-    """Return the estimate of one student, of each of its evaluations, and of all together."""
-    command = load_command("train-student")
-    place = {"student": settings.student, "cache": "cache", "output": "output"}
-    configs = [
-        command.build({**settings.train_student, **cell.settings, **place}, cell.name)
-        for cell in settings.cells
-    ]
-    cells = [estimate_student(config, student, size) for config in configs]
-    evaluations = {}
-    baseline_evaluations = []
-    for name, section in settings.evaluations.items():
-        shared = {k: v for k, v in section.items() if k != "baseline"}
-        config = load_command("evaluate-student").build(
-            {**shared, "model": ["x=x"], "output": "x.json"}, name
-        )
-        prompts = facts.size(config, settings.student)
-        evaluations[f"evaluate-student, {name}"] = _estimate_evaluation(config, student, prompts)
-        baseline_evaluations += [_estimate_evaluation(config, one, prompts) for one in baselines]
-    whole = stages.sweep(
-        cells, list(evaluations.values()), baseline_evaluations, num_baselines=len(baselines)
-    )
-    first = f"train-student, {settings.cells[0].name}"
-    return {first: cells[0], **evaluations, "sweep-alpha, all of it": whole}
-
-
-def _estimate_evaluation(config: Any, shape: ModelShape, size: DataSize) -> dict[str, Any]:
-    return stages.generation(
-        shape,
-        size,
-        dtype=config.dtype,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
+        [baselines[name] for name in names],
+        lambda data: recipe_facts.size(data, models["student"]),
     )
 
 

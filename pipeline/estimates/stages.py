@@ -185,14 +185,24 @@ def generation(
     max_new_tokens: int,
     batch_size: int,
     tensor_parallel: int = 1,
+    paged: bool = False,
 ) -> dict[str, Any]:
     """Return the estimate of answering every prompt of a dataset.
 
     Answers of the longest length are assumed, so the time is an upper bound in that.
+
+    Args:
+        shape: the model that answers.
+        size: the prompts.
+        dtype: of the weights; "auto" is the checkpoint's.
+        max_new_tokens: of an answer.
+        batch_size: prompts answered together.
+        tensor_parallel: GPUs of one engine.
+        paged: whether the engine needs room for one sequence only, and takes what there is.
     """
     dtype = shape.dtype if dtype == "auto" else dtype
     weights = weight_bytes(shape, dtype) / tensor_parallel
-    in_flight = batch_size * (size.longest + max_new_tokens)
+    in_flight = (1 if paged else batch_size) * (size.longest + max_new_tokens)
     cache = in_flight * key_value_bytes(shape, dtype) / tensor_parallel
     memory = {
         "weights": weights,

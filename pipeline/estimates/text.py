@@ -21,20 +21,12 @@ def describe(name: str, estimate: dict[str, Any]) -> str:
     parts = {part: size for part, size in memory.items() if part != "total"}
     of_what = f" = {_parts(parts)}" if parts else ""
     fits = ", ".join(estimate["fits"]) or "none of the devices below"
-    lines.append(f"  memory   {_bytes(memory['total'])} a GPU{of_what}; fits {fits}")
-    hours = ", ".join(f"{name} {_hours(value)}" for name, value in estimate["gpu_hours"].items())
+    lines.append(f"  memory   {bytes_text(memory['total'])} a GPU{of_what}; fits {fits}")
+    hours = ", ".join(
+        f"{name} {hours_text(value)}" for name, value in estimate["gpu_hours"].items()
+    )
     lines.append(f"  time     {hours} (device time, all devices together)")
     return "\n".join(lines)
-
-
-def row_of(name: str, estimate: dict[str, Any]) -> str:
-    """Return one row of a Markdown table: stage, rows, steps, disk, memory, hours on an H100."""
-    steps = estimate.get("steps") or estimate.get("cells") or ""
-    disk = _bytes(sum(estimate.get("disk_bytes", {}).values())) if "disk_bytes" in estimate else ""
-    rows = f"{estimate['rows']:,}" if "rows" in estimate else ""
-    memory = _bytes(estimate["memory_bytes"]["total"])
-    hours = " / ".join(_hours(value) for value in list(estimate["gpu_hours"].values())[1:])
-    return f"| {name} | {rows} | {steps} | {disk} | {memory} | {hours} |"
 
 
 def _plan(estimate: dict[str, Any]) -> str:
@@ -67,17 +59,19 @@ def _per_token(estimate: dict[str, Any]) -> str:
 
 
 def _parts(parts: dict[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {_bytes(size)}" for name, size in parts.items())
+    return ", ".join(f"{name.replace('_', ' ')} {bytes_text(size)}" for name, size in parts.items())
 
 
-def _bytes(size: float) -> str:
+def bytes_text(size: float) -> str:
+    """Return a number of bytes in decimal units."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if size >= factor:
             return f"{size / factor:.3g} {unit}"
     return f"{size / 1e3:.0f} kB"
 
 
-def _hours(hours: float) -> str:
+def hours_text(hours: float) -> str:
+    """Return a time in hours or minutes."""
     if hours >= 1:
         return f"{hours:.3g} h"
     if hours * 60 >= 1:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import SweepError
+from pipeline.estimates.text import describe
 from pipeline.run_record import write_json
 from pipeline.stopping import stopped_by_signals
 from pipeline.sweep.cell import Job, is_done, read_cell
@@ -40,6 +41,11 @@ def run(config: SweepAlphaConfig) -> dict[str, Any]:
     jobs = make_jobs(plan, config)
     print(describe_plan(plan, config))
     if config.dry_run:
+        from pipeline.cli.sweep_estimate import estimate_opened_sweep
+
+        print("every number below is an estimate, docs/recipes.md:")
+        for name, estimate in estimate_opened_sweep(settings, cache).items():
+            print(describe(name, estimate))
         return {"output": config.output, "dry_run": True, **plan.to_json()}
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)

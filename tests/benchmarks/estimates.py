@@ -1,10 +1,12 @@
 """The estimates of --dry-run beside what a real model takes: parameters, a step's memory, a cache.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/estimates.py --model SmolLM2-135M-Instruct \
-        --cache runs/demo/cache
+        --cache runs/demo/cache --data dolly.jsonl=40
 
-Each step runs in a process of its own, so that its peak of resident memory is its own. glibc is
-told to give freed tensors back at once; otherwise it keeps gigabytes that no tensor uses.
+With --data also how many entries of a row, and how much of its mass, are stored under each k and
+least probability: the constants of pipeline/estimates/disk.py. Each step runs in a process of its
+own, so that its peak of resident memory is its own. glibc is told to give freed tensors back at
+once; otherwise it keeps gigabytes that no tensor uses.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.estimates.disk import cache_bytes
+from pipeline.estimates.disk import ENTRIES_BY_MIN_PROB, ENTRY_KS, cache_bytes
 from pipeline.estimates.memory import TrainingChoices, activation_bytes, training_step_memory
 from pipeline.estimates.shapes import read_shape
 
@@ -129,11 +131,52 @@ def count_parameters(path: str) -> dict[str, int]:
     return {"predicted": shape.num_parameters, "measured": measured}
 
 
+def measure_entries(path: str, data: str, num_rows: int) -> dict[str, Any]:
+    """Return mean entries and stored mass of a row by k and min_prob, and ids in 50 draws."""
+    import torch
+
+    from pipeline.data.config import DataSettings
+    from pipeline.data.tokenization import tokenize_dataset
+    from pipeline.models.checkpoint import find_checkpoint
+    from pipeline.models.loading import load_model, load_tokenizer
+
+    checkpoint = find_checkpoint(path)
+    settings = DataSettings(
+        data=data, max_examples=num_rows, max_prompt_tokens=512, max_sequence_tokens=1024
+    )
+    examples = tokenize_dataset(settings, load_tokenizer(checkpoint)).examples
+    model = load_model(checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    sums: dict[str, list[float]] = {}
+    rows, distinct = 0, 0
+    for example in examples:
+        ids_BT = torch.from_numpy(example.input_ids[None].astype("int64"))
+        with torch.no_grad():
+            logits_NV = model(ids_BT).logits[0, example.response_start - 1 : -1].float()
+        probs_NV = logits_NV.softmax(-1)
+        draws_ND = torch.multinomial(probs_NV, 50, replacement=True, generator=generator)
+        distinct += sum(len(torch.unique(row)) for row in draws_ND)
+        probs_NV = probs_NV.sort(-1, descending=True).values
+        mass_NV = probs_NV.double().cumsum(-1)
+        rows += len(probs_NV)
+        for min_prob in ENTRIES_BY_MIN_PROB:
+            above_N = (probs_NV >= min_prob).sum(-1).clamp(min=1)
+            for k in ENTRY_KS:
+                kept_N = above_N.clamp(max=k)
+                mass = mass_NV.gather(1, kept_N[:, None] - 1).sum().item()
+                total = sums.setdefault(f"k {k}, min_prob {min_prob:g}", [0.0, 0.0])
+                total[0] += kept_N.sum().item()
+                total[1] += mass
+    table = {name: {"entries": n / rows, "mass": mass / rows} for name, (n, mass) in sums.items()}
+    return {"response_tokens": rows, "distinct_of_50": distinct / rows, "supports": table}
+
+
 def main() -> None:
     """Print the table, or with --json one object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--cache")
+    parser.add_argument("--data", help="FILE=ROWS")
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -156,12 +199,22 @@ def main() -> None:
         name = f"{tuning}{', checkpointing' if checkpointing else ''}"
         for what in ("activations", "peak"):
             table[f"{name}: {what}"] = {"predicted": predicted[what], "measured": measured[what]}
+    entries = {}
+    if options.data:
+        data, _, rows = options.data.rpartition("=")
+        entries = measure_entries(options.model, data, int(rows))
     if options.json:
-        print(json.dumps(table))
+        print(json.dumps({"table": table, "entries": entries}))
         return
     for name, row in table.items():
         ratio = row["predicted"] / row["measured"]
         print(f"{name:40} {row['predicted']:16,.0f} {row['measured']:16,.0f} {ratio:6.2f}")
+    if entries:
+        print(
+            f"{entries['response_tokens']} rows; ids in 50 draws: {entries['distinct_of_50']:.1f}"
+        )
+        for name, found in entries["supports"].items():
+            print(f"{name:40} {found['entries']:8.1f} entries {found['mass']:8.4f} of the mass")
 
 
 if __name__ == "__main__":
