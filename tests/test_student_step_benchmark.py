@@ -78,6 +78,7 @@ def gradient(name: str, dtype: str = "float32") -> torch.Tensor:
 
 @pytest.mark.parametrize(("peer", "ours"), [
     ("hf-sft", "ours-sft"), ("naive-kd", "ours-kd"), ("trl-sft", "ours-sft"), ("trl-gkd", "trl-kd"),
+    ("online-kd", "online-kd-cut"),
 ])  # fmt: skip
 def test_variants_of_one_loss_have_one_gradient(peer, ours):
     theirs = gradient(peer)
@@ -90,7 +91,8 @@ def test_ligers_loss_runs():
 
 
 def test_every_variant_is_offered():
-    assert tuple(VARIANTS) == tuple(parse(["--random-weights", "tiny"]).variants)
+    offered = tuple(parse(["--random-weights", "tiny"]).variants)
+    assert (*offered, "online-kd", "online-kd-cut") == tuple(VARIANTS)  # those of sweep_cost.py
 
 
 def test_flops_by_hand():

@@ -23,7 +23,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
         else:
-            ctypes.CDLL(None).malloc_trim(0)  # what loading freed must not count as in use
+            trim()  # what loading freed must not count as in use
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
             self._before = _resident("VmRSS")
 
@@ -31,6 +31,11 @@ class Memory:
         """Return the bytes."""
         now = torch.cuda.max_memory_allocated() if self._cuda else _resident("VmHWM")
         return int(now) - self._before
+
+
+def trim() -> None:
+    """Give memory that was freed back to the machine, which all processes share."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(key: str) -> int:
@@ -86,7 +91,9 @@ def main() -> None:
     for line in sys.stdin:
         first, count = json.loads(line)["first"], json.loads(line)["count"]
         found = _steps(variant, optimizer, batches, range(first, first + count))
-        answer({**found, "memory": memory.peak()})
+        peak = memory.peak()
+        trim()
+        answer({**found, "memory": peak})
 
 
 if __name__ == "__main__":
