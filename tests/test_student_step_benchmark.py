@@ -19,8 +19,8 @@ SETUP = Setup("random:tiny", RESPONSES, 4, 3, "float32", checkpointing=False)
 
 
 def costs(seconds: float, memory: int) -> list[dict]:
-    step = {"seconds": seconds, "memory": memory, "tokens": 10, "response_tokens": 4, "flops": 2e9}
-    return [step] * 3
+    step = {"seconds": seconds, "cpu_seconds": 2 * seconds**2, "memory": memory}
+    return [{**step, "tokens": 10, "response_tokens": 4, "flops": 2e9}] * 3
 
 
 def test_ratios_are_ours_over_theirs():
@@ -28,12 +28,13 @@ def test_ratios_are_ours_over_theirs():
     summary = summarize(found, peak_tflops=0.001)
     assert (summary["time_ratio_vs_hf_sft"], summary["memory_ratio_vs_hf_sft"]) == (0.5, 0.25)
     assert (summary["time_ratio_vs_naive_kd"], summary["memory_ratio_vs_naive_kd"]) == (0.25, 0.125)
+    assert summary["cpu_ratio_vs_hf_sft"] == 0.25
     assert summary["time_ratio_vs_trl_kd"] is summary["memory_ratio_vs_liger_sft"] is None
     assert summary["tokens_per_second"] == {"ours-kd": 10, "hf-sft": 5, "naive-kd": 2.5}
     assert summary["model_flops_utilisation"]["hf-sft"] == 1.0
     summary |= {"input_pipeline_share": 0.02, "teacher_weights_mib": {"naive-kd": 7}}
     shown = table({"prompt-heavy": {**summary, "not_run": {"trl-kd": "trl not installed"}}})
-    assert "| hf-sft | 2.000 | 5 | 0.50 | 4 | 0.25 |" in shown
+    assert "| hf-sft | 2.000 | 5 | 0.50 | 0.25 | 4 | 0.25 |" in shown
     assert "8 (and a teacher of 7)" in shown
     assert "| trl-kd | not run: trl not installed |" in shown
     json.dumps(summary)

@@ -50,7 +50,7 @@ def _bytes(model: Any) -> int:
 def _steps(variant: Variant, optimizer: Any, batches: Any, numbers: range) -> dict[str, Any]:
     """Do the steps one after the other; return the seconds of all and those spent waiting."""
     work = [(number, batches(number)) for number in numbers]
-    start, waited = time.perf_counter(), 0.0
+    start, busy, waited = time.perf_counter(), time.process_time(), 0.0
     for number, responses in work:
         waited += variant.backward(number, responses)
         optimizer.step()
@@ -61,6 +61,7 @@ def _steps(variant: Variant, optimizer: Any, batches: Any, numbers: range) -> di
     held = [response for _, responses in work for response in responses]
     return {
         "seconds": seconds,
+        "cpu_seconds": time.process_time() - busy,
         "waited": waited,
         "tokens": sum(len(r.input_ids) for r in held),
         "response_tokens": sum(r.num_response_tokens for r in held),
