@@ -19,8 +19,8 @@ SETUP = Setup("random:tiny", RESPONSES, 4, 3, "float32", checkpointing=False)
 
 
 def costs(seconds: float, memory: int) -> list[dict]:
-    step = {"seconds": seconds, "memory": memory, "tokens": 10, "response_tokens": 4, "flops": 2e9}
-    return [step] * 3
+    step = {"seconds": seconds, "cpu_seconds": 2 * seconds**2, "memory": memory}
+    return [{**step, "tokens": 10, "response_tokens": 4, "flops": 2e9}] * 3
 
 
 def test_ratios_are_ours_over_theirs():
@@ -28,12 +28,13 @@ def test_ratios_are_ours_over_theirs():
     summary = summarize(found, peak_tflops=0.001)
     assert (summary["time_ratio_vs_hf_sft"], summary["memory_ratio_vs_hf_sft"]) == (0.5, 0.25)
     assert (summary["time_ratio_vs_naive_kd"], summary["memory_ratio_vs_naive_kd"]) == (0.25, 0.125)
+    assert summary["cpu_ratio_vs_hf_sft"] == 0.25
     assert summary["time_ratio_vs_trl_kd"] is summary["memory_ratio_vs_liger_sft"] is None
     assert summary["tokens_per_second"] == {"ours-kd": 10, "hf-sft": 5, "naive-kd": 2.5}
     assert summary["model_flops_utilisation"]["hf-sft"] == 1.0
     summary |= {"input_pipeline_share": 0.02, "teacher_weights_mib": {"naive-kd": 7}}
     shown = table({"prompt-heavy": {**summary, "not_run": {"trl-kd": "trl not installed"}}})
-    assert "| hf-sft | 2.000 | 5 | 0.50 | 4 | 0.25 |" in shown
+    assert "| hf-sft | 2.000 | 5 | 0.50 | 0.25 | 4 | 0.25 |" in shown
     assert "8 (and a teacher of 7)" in shown
     assert "| trl-kd | not run: trl not installed |" in shown
     json.dumps(summary)
@@ -78,6 +79,7 @@ def gradient(name: str, dtype: str = "float32") -> torch.Tensor:
 
 @pytest.mark.parametrize(("peer", "ours"), [
     ("hf-sft", "ours-sft"), ("naive-kd", "ours-kd"), ("trl-sft", "ours-sft"), ("trl-gkd", "trl-kd"),
+    ("online-kd", "online-kd-cut"),
 ])  # fmt: skip
 def test_variants_of_one_loss_have_one_gradient(peer, ours):
     theirs = gradient(peer)
@@ -90,7 +92,8 @@ def test_ligers_loss_runs():
 
 
 def test_every_variant_is_offered():
-    assert tuple(VARIANTS) == tuple(parse(["--random-weights", "tiny"]).variants)
+    offered = tuple(parse(["--random-weights", "tiny"]).variants)
+    assert (*offered, "online-kd", "online-kd-cut") == tuple(VARIANTS)  # those of sweep_cost.py
 
 
 def test_flops_by_hand():

@@ -84,6 +84,7 @@ def load_base(source: str, dtype: str, attention: str | None = None) -> Any:
         return load_model(find_checkpoint(source), dtype=dtype, attn_implementation=attention)
     config = LlamaConfig(**SHAPES[source.partition(":")[2]], max_position_embeddings=4096)
     torch.manual_seed(0)
+    dtype = "float32" if dtype == "auto" else dtype
     with torch.device(pick_device()):
         return AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, dtype), attn_implementation=attention

@@ -17,6 +17,9 @@ all of them. Peers pad a step's responses into one batch, as their collators do.
     liger-kd    Liger's chunked CE + full-vocabulary KL on hidden rows of response positions, with
                 a live teacher; compiled on CUDA, plain torch elsewhere
     liger-sft   hf-sft with Liger's Triton kernels, its fused cross-entropy among them: CUDA only
+    online-kd   (of sweep_cost.py) a live teacher, in the number format it is stored in, on the same
+                padded batch; then CE + full-vocabulary forward KL on response rows alone
+    online-kd-cut  the same with each step cut into the passes that ours-kd would make
 
 The live teachers are the student's own size. Shapes: B batch, T positions, N response tokens,
 K entries, H hidden, V vocabulary.
@@ -26,6 +29,7 @@ import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +41,8 @@ from torch import Tensor
 from pipeline.models.loading import pick_device
 from pipeline.student.batches import collate_teacher_rows
 from pipeline.student.config import TrainStudentConfig
-from pipeline.student.trainer import StudentTrainer
+from pipeline.student.passes import PassLimit, divide
+from pipeline.student.trainer import PASS_TOKENS, StudentTrainer
 from pipeline.training.arguments import build_arguments
 from pipeline.training.collation import collate_sequences
 from pipeline.training.padding_free import attention_for, choose_batching
@@ -125,9 +130,7 @@ def _ours(alpha: float, setup: Setup) -> Variant:
     return Variant(trainer.model, backward)
 
 
-def _scratch() -> Any:
-    from pathlib import Path
-
+def _scratch() -> Path:
     return Path(tempfile.mkdtemp())
 
 
@@ -308,6 +311,31 @@ def response_rows(batch: dict[str, Tensor], model: Any, teacher: Any) -> tuple[T
     return batch["labels"][:, 1:][is_response], rows
 
 
+def _online_kd(is_cut: bool, setup: Setup) -> Variant:
+    model = _student(setup).to(pick_device())
+    teacher = load_teacher(setup.student, "auto")
+    heads = [m.get_output_embeddings().weight for m in (model, teacher)]
+    limit = PassLimit(
+        responses=setup.batch_size, fixed_tokens=PASS_TOKENS.get(pick_device()) if is_cut else None
+    )
+
+    def backward(_: int, responses: list[Response]) -> float:
+        num_rows = sum(response.num_response_tokens for response in responses)
+        lengths = np.array([len(response.input_ids) for response in responses])
+        for places in divide(lengths, limit, 1)[0]:
+            batch = _to_device(collate_sequences([responses[place] for place in places]))
+            labels_N, rows = response_rows(batch, model.get_base_model(), teacher)
+            logs = [
+                (hidden_NH @ head_VH.t()).float().log_softmax(-1)
+                for hidden_NH, head_VH in zip(rows, heads, strict=True)
+            ]
+            kl = F.kl_div(logs[0], logs[1], reduction="sum", log_target=True)
+            ((F.nll_loss(logs[0], labels_N, reduction="sum") + kl) / num_rows).backward()
+        return 0.0
+
+    return Variant(model, backward, teacher)
+
+
 VARIANTS: dict[str, Callable[[Setup], Variant]] = {
     "ours-kd": partial(_ours, 1.0),
     "ours-sft": partial(_ours, 0.0),
@@ -318,4 +346,6 @@ VARIANTS: dict[str, Callable[[Setup], Variant]] = {
     "trl-gkd": _trl_gkd,
     "liger-kd": _liger_kd,
     "liger-sft": _liger_sft,
+    "online-kd": partial(_online_kd, False),
+    "online-kd-cut": partial(_online_kd, True),
 }

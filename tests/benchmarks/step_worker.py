@@ -23,7 +23,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
         else:
-            ctypes.CDLL(None).malloc_trim(0)  # what loading freed must not count as in use
+            trim()  # what loading freed must not count as in use
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
             self._before = _resident("VmRSS")
 
@@ -31,6 +31,11 @@ class Memory:
         """Return the bytes."""
         now = torch.cuda.max_memory_allocated() if self._cuda else _resident("VmHWM")
         return int(now) - self._before
+
+
+def trim() -> None:
+    """Give memory that was freed back to the machine, which all processes share."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(key: str) -> int:
@@ -45,7 +50,7 @@ def _bytes(model: Any) -> int:
 def _steps(variant: Variant, optimizer: Any, batches: Any, numbers: range) -> dict[str, Any]:
     """Do the steps one after the other; return the seconds of all and those spent waiting."""
     work = [(number, batches(number)) for number in numbers]
-    start, waited = time.perf_counter(), 0.0
+    start, busy, waited = time.perf_counter(), time.process_time(), 0.0
     for number, responses in work:
         waited += variant.backward(number, responses)
         optimizer.step()
@@ -56,6 +61,7 @@ def _steps(variant: Variant, optimizer: Any, batches: Any, numbers: range) -> di
     held = [response for _, responses in work for response in responses]
     return {
         "seconds": seconds,
+        "cpu_seconds": time.process_time() - busy,
         "waited": waited,
         "tokens": sum(len(r.input_ids) for r in held),
         "response_tokens": sum(r.num_response_tokens for r in held),
@@ -86,7 +92,9 @@ def main() -> None:
     for line in sys.stdin:
         first, count = json.loads(line)["first"], json.loads(line)["count"]
         found = _steps(variant, optimizer, batches, range(first, first + count))
-        answer({**found, "memory": memory.peak()})
+        peak = memory.peak()
+        trim()
+        answer({**found, "memory": peak})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ named as not run, and its keys are null.
 
 Each ratio is ours-kd over theirs, the median over the rounds (memory: of the peaks):
 time_ratio_vs_hf_sft, memory_ratio_vs_hf_sft, the same vs_naive_kd, vs_own_sft, vs_trl_sft,
-vs_trl_kd (TRL's DistillationTrainer), vs_trl_gkd, vs_liger_kd and vs_liger_sft.
+vs_trl_kd (TRL's DistillationTrainer), vs_trl_gkd, vs_liger_kd and vs_liger_sft; cpu_ratio_vs_* is
+that of processor seconds, which other programs on the machine disturb less.
 input_pipeline_share is the share of a run of consecutive ours-kd steps, without turns, that was
 spent waiting for the step loader. model_flops_utilisation is the work a step cannot do without,
 the same for every variant, over --peak-tflops.
@@ -37,6 +38,7 @@ VARIANTS = (
     "liger-sft",
 )  # fmt: skip
 OURS = ("ours-kd", "ours-sft")
+KINDS = ("time", "cpu", "memory")
 Found = dict[str, list[dict[str, Any]]]
 
 
@@ -97,13 +99,12 @@ def summarize(found: Found, peak_tflops: float | None = None) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for other in ("hf-sft", "naive-kd", "ours-sft", *VARIANTS[4:]):
         key = "own_sft" if other == "ours-sft" else other.replace("-", "_")
-        time_ratio = memory_ratio = None
-        if other in found:
-            pairs = zip(seconds["ours-kd"], seconds[other], strict=True)
-            time_ratio = round(statistics.median(ours / theirs for ours, theirs in pairs), 3)
-            memory_ratio = round(memory["ours-kd"] / memory[other], 3)
-        summary[f"time_ratio_vs_{key}"] = time_ratio
-        summary[f"memory_ratio_vs_{key}"] = memory_ratio
+        is_there = other in found
+        summary[f"time_ratio_vs_{key}"] = _ratio(found, other, "seconds") if is_there else None
+        summary[f"cpu_ratio_vs_{key}"] = _ratio(found, other, "cpu_seconds") if is_there else None
+        summary[f"memory_ratio_vs_{key}"] = (
+            round(memory["ours-kd"] / memory[other], 3) if is_there else None
+        )
     steps = found["ours-kd"]
     for key in ("tokens", "response_tokens"):
         summary[f"{key}_per_step"] = round(statistics.mean(step[key] for step in steps))
@@ -119,6 +120,11 @@ def summarize(found: Found, peak_tflops: float | None = None) -> dict[str, Any]:
     return summary
 
 
+def _ratio(found: Found, other: str, key: str) -> float:
+    pairs = zip(found["ours-kd"], found[other], strict=True)
+    return round(statistics.median(ours[key] / theirs[key] for ours, theirs in pairs), 3)
+
+
 def table(summaries: dict[str, Any]) -> str:
     """Return Markdown of a JSON object of this script."""
     lines = []
@@ -128,21 +134,21 @@ def table(summaries: dict[str, Any]) -> str:
             f"{summary['response_tokens_per_step']} of responses; input pipeline share "
             f"{summary['input_pipeline_share']:.2%}",
             "",
-            "| variant | s a step | tokens/s | ours-kd takes | MiB above weights | ours-kd takes |",
-            "|---|---|---|---|---|---|",
+            "| variant | s a step | tokens/s | ours-kd takes | cpu | MiB above | ours-kd takes |",
+            "|---|---|---|---|---|---|---|",
         ]
         for name, seconds in summary["median_seconds"].items():
             key = "own_sft" if name == "ours-sft" else name.replace("-", "_")
-            ratios = [summary.get(f"{kind}_ratio_vs_{key}", 1.0) for kind in ("time", "memory")]
+            ratios = [summary.get(f"{kind}_ratio_vs_{key}", 1.0) for kind in KINDS]
             teacher = summary["teacher_weights_mib"].get(name)
             beside = f" (and a teacher of {teacher})" if teacher else ""
             lines.append(
                 f"| {name} | {seconds:.3f} | {summary['tokens_per_second'][name]:.0f} | "
-                f"{ratios[0]:.2f} | {summary['peak_mib_above_weights'][name]:.0f}{beside} | "
-                f"{ratios[1]:.2f} |"
+                f"{ratios[0]:.2f} | {ratios[1]:.2f} | "
+                f"{summary['peak_mib_above_weights'][name]:.0f}{beside} | {ratios[2]:.2f} |"
             )
         lines += [
-            f"| {name} | not run: {why} | | | | |" for name, why in summary["not_run"].items()
+            f"| {name} | not run: {why} | | | | | |" for name, why in summary["not_run"].items()
         ]
         lines.append("")
     return "\n".join(lines)
