@@ -193,10 +193,11 @@ def make_token_view(
     """A token view in which every position has five entries: the largest there can be."""
     rng = np.random.default_rng(0)
 
-    def row() -> list[int]:
-        pairs = zip(rng.integers(0, len(texts), 5), rng.integers(50, 9999, 5), strict=True)
-        return [*map(int, rng.integers(0, 9999, 2)), *(int(v) for pair in pairs for v in pair)]
-
+    shape = (examples, tokens, models, 5)
+    rows = np.empty((*shape[:3], 12), np.int64)
+    rows[..., :2] = rng.integers(0, 9999, (*shape[:3], 2))
+    rows[..., 2::2] = rng.integers(0, len(texts), shape)
+    rows[..., 3::2] = rng.integers(50, 9999, shape)
     return {
         "identity": identity,
         "models": ["teacher", *(f"m{number}" for number in range(models - 1))],
@@ -210,7 +211,7 @@ def make_token_view(
                 "prompt": "Summarise this. " * 60,
                 "gold": [int(v) for v in rng.integers(0, len(texts), tokens)],
                 "num_tokens": tokens + 1,
-                "positions": [[row() for _ in range(models)] for _ in range(tokens)],
+                "positions": rows[number].tolist(),
             }
             for number in range(examples)
         ],

@@ -43,6 +43,16 @@ class Tags(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
+@pytest.fixture(scope="module")
+def small_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of nine cells, with tokens longer than a line."""
+    folder = tmp_path_factory.mktemp("small")
+    output = folder / "report.html"
+    config = BuildReportConfig(sweep=str(make_sweep(folder / "s")), output=str(output))
+    with_tokens(config, [" a" * 200, "long" * 80, " word", "\n"], 3, 40)
+    return output
+
+
 def test_a_sweep_becomes_a_page_with_every_part(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path / "s", evaluations=("cnn", "xsum"))
     failed = {"name": "alpha-9@0", "state": "failed", "error": "out of <memory>"}
@@ -63,21 +73,22 @@ def test_a_sweep_becomes_a_page_with_every_part(tmp_path: Path) -> None:
         assert png.read_bytes().startswith(b"\x89PNG"), name
 
 
-def test_the_page_loads_nothing_and_runs_one_script(tmp_path: Path) -> None:
-    page = build(tmp_path, sweep=str(make_sweep(tmp_path / "s")))
+def test_the_page_loads_nothing_and_runs_one_script(small_page: Path) -> None:
+    page = small_page.read_text(encoding="utf-8")
     for tag, attributes in Tags(page).tags:
         for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
             value = attributes.get(name)
             assert value is None or value.startswith("#"), (tag, name, value)
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
         assert tag not in ("link", "iframe", "object", "embed", "base"), tag
-    policy = dict(Tags(page).tags[4][1])["content"] or ""
+    metas = [attributes for tag, attributes in Tags(page).tags if tag == "meta"]
+    (policy,) = [str(meta["content"]) for meta in metas if "http-equiv" in meta]
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-")
     assert not re.search(r"url\((?!#)|@import", page)
 
 
-def test_every_picture_has_a_title_a_description_and_a_table(tmp_path: Path) -> None:
-    page = build(tmp_path, sweep=str(make_sweep(tmp_path / "s")))
+def test_every_picture_has_a_title_a_description_and_a_table(small_page: Path) -> None:
+    page = small_page.read_text(encoding="utf-8")
     figures = re.findall(r"<figure.*?</figure>", page, re.DOTALL)
     assert len(figures) > 10
     ids = re.findall(r' id="([^"]*)"', page)
@@ -238,12 +249,13 @@ def test_a_browser_runs_nothing_hostile(tmp_path: Path, chromium: Chromium) -> N
 
 
 @needs_chromium
-def test_an_injected_script_would_not_run(tmp_path: Path, chromium: Chromium) -> None:
+def test_an_injected_script_would_not_run(
+    tmp_path: Path, small_page: Path, chromium: Chromium
+) -> None:
     """The second line of defence: the page's policy."""
-    build(tmp_path, sweep=str(make_sweep(tmp_path / "s", seeds=1)))
     path = tmp_path / "report.html"
     evil = "<script>window.hacked=1</script><img src='http://127.0.0.1:9/x'></main>"
-    path.write_text(path.read_text().replace("</main>", evil))
+    path.write_text(small_page.read_text(encoding="utf-8").replace("</main>", evil))
     chromium.show(path)
     assert chromium.run("window.hacked") is None
     said = [e["params"]["entry"]["text"] for e in chromium.events if "Log.entry" in str(e)]
@@ -255,13 +267,9 @@ def test_an_injected_script_would_not_run(tmp_path: Path, chromium: Chromium) ->
     ("width", "dark"), [(1280, False), (1280, True), (390, False), (360, True)]
 )
 def test_nothing_is_wider_than_the_screen(
-    tmp_path: Path, chromium: Chromium, width: int, dark: bool
+    small_page: Path, chromium: Chromium, width: int, dark: bool
 ) -> None:
-    config = BuildReportConfig(
-        sweep=str(make_sweep(tmp_path / "s")), output=str(tmp_path / "report.html")
-    )
-    with_tokens(config, [" a" * 200, "long" * 80, " word", "\n"], 3, 40)
-    chromium.show(tmp_path / "report.html", width=width, dark=dark)
+    chromium.show(small_page, width=width, dark=dark)
     assert chromium.run("document.documentElement.scrollWidth") == width
     ground = chromium.run("getComputedStyle(document.body).backgroundColor")
     assert ground == ("rgb(22, 25, 29)" if dark else "rgb(255, 255, 254)")
@@ -274,12 +282,8 @@ def test_nothing_is_wider_than_the_screen(
 
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_has_enough_contrast(tmp_path: Path, chromium: Chromium, dark: bool) -> None:
-    config = BuildReportConfig(
-        sweep=str(make_sweep(tmp_path / "s")), output=str(tmp_path / "report.html")
-    )
-    with_tokens(config, [" a", " b"], 2)
-    chromium.show(tmp_path / "report.html", dark=dark)
+def test_text_has_enough_contrast(small_page: Path, chromium: Chromium, dark: bool) -> None:
+    chromium.show(small_page, dark=dark)
     low = chromium.run((Path(__file__).parent / "contrast.js").read_text())
     assert low == [], low
 
