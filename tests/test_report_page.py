@@ -101,6 +101,7 @@ def test_every_picture_has_a_title_a_description_and_a_table(small_page: Path) -
         assert not re.search(r"#[0-9a-f]{6}\b", figure.lower().replace("url(#", "")), figure[:300]
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_page(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path / "s")
     assert build(tmp_path, sweep=str(sweep)) == build(tmp_path, sweep=str(sweep))
@@ -289,6 +290,7 @@ def test_text_has_enough_contrast(small_page: Path, chromium: Chromium, dark: bo
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_tokens_are_read_by_mouse_touch_and_keyboard(
     tmp_path: Path, chromium: Chromium, tiny_model: Path
 ) -> None:
