@@ -433,6 +433,10 @@ def test_damaged_sweeps_are_named(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path / "s", seeds=1)
     config = BuildReportConfig(sweep=str(sweep))
     assert len(read_inputs(config).cells) == 3
+    damage(sweep / "cost.json", totals=None)
+    with pytest.raises(DataError, match=r"cost\.json: field 'totals' is None"):
+        read_inputs(config)
+    damage(sweep / "cost.json", totals={})
     damage(sweep / "cells" / "alpha-1@0" / "cell.json", state=None)
     with pytest.raises(DataError, match=r"alpha-1@0/cell\.json: field 'state' is None"):
         read_inputs(config)
