@@ -53,12 +53,24 @@ def small_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_a_sweep_becomes_a_page_with_every_part(tmp_path: Path) -> None:
+def test_a_sweep_becomes_a_page_with_every_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sweep = make_sweep(tmp_path / "s", evaluations=("cnn", "xsum"))
     failed = {"name": "alpha-9@0", "state": "failed", "error": "out of <memory>"}
     (sweep / "cells" / "alpha-9@0").mkdir()
     (sweep / "cells" / "alpha-9@0" / "cell.json").write_text(json.dumps(failed))
+    rows = [{"document": f"Source {i} & more.", "summary": f"Reference {i}."} for i in range(20)]
+    rows[4]["summary"] = "Reference 5."  # two documents of one reference: neither is shown
+    data = tmp_path / "xsum.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = json.loads((sweep / "sweep.json").read_text())
+    plan["evaluations"]["xsum"] = {"data": str(data), "max-new-tokens": 9}
+    (sweep / "sweep.json").write_text(json.dumps(plan))
     page = build(tmp_path, sweep=str(sweep), token_examples=2)
+    assert "Source 15 &amp; more." in page
+    assert "Source 5" not in page
+    assert "cnn: documents are not shown beside answers: " in capsys.readouterr().err
     for part in PARTS:
         assert f'<section id="{part}">' in page
     order = [page.index(f'<section id="{part}">') for part in PARTS]
@@ -134,7 +146,7 @@ def with_tokens(
     config: BuildReportConfig, texts: list[str], examples: int, tokens: int = 6, models: int = 4
 ) -> str:
     """Write the page with a token view of this size in place of one from models."""
-    from pipeline.report.build import _part
+    from pipeline.report.build import make_part
     from pipeline.report.inputs import read_inputs
     from pipeline.report.training_charts import training_charts
 
@@ -142,7 +154,7 @@ def with_tokens(
     for example in view["examples"]:
         example["prompt"] += texts[0]
     inputs = read_inputs(config)
-    parts = [_part(one) for one in inputs.evaluations]
+    parts = [make_part(one, inputs, with_answers=True) for one in inputs.evaluations]
     page = render(config, inputs, parts, training_charts(inputs.cells), view, None).text
     Path(config.output).write_text(page, encoding="utf-8")
     return page

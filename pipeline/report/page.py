@@ -33,6 +33,7 @@ from pipeline.report.provenance import (
     seed_rows,
     version_rows,
 )
+from pipeline.report.sources import Sources
 from pipeline.report.tables import headline, other_comparisons
 from pipeline.report.token_text import visible
 from storage_schema import LogitCache
@@ -49,6 +50,7 @@ class EvaluationPart:
     reliability: Chart | None
     rows: Rows
     missing: list[str]
+    sources: Sources
 
     def charts(self) -> list[Chart]:
         """Return all charts there are."""
@@ -140,7 +142,9 @@ def _evaluation(
         "pareto": part.pareto,
         "curves": part.curves,
         "reliability": part.reliability,
-        "answers": choose_answers(evaluation, part.rows, config.token_examples, shown),
+        "answers": choose_answers(
+            evaluation, part.rows, config.token_examples, shown, part.sources
+        ),
         "missing": part.missing,
     }
 
