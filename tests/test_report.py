@@ -159,6 +159,12 @@ def test_without_evidence_the_answer_is_not_measured(tmp_path: Path) -> None:
     without = make_result("alpha-1", "novel_entity_rate", 0.2) | {"interval": None}
     lead, _ = judged(tmp_path, without)
     assert lead == (
+        "Not measured: No difference in a figure of faithfulness has an interval: 200 documents "
+        "are too few, or too few of them have names and numbers."
+    )
+    (tmp_path / "a").mkdir()
+    lead, _ = judged(tmp_path / "a", make_result("alpha-1", "rougeL_f1", 0.2))
+    assert lead == (
         "Not measured: No distilled arm is compared with alpha-0 in any figure of faithfulness."
     )
     (tmp_path / "b").mkdir()
@@ -226,6 +232,10 @@ def test_what_was_not_measured_is_said_so(tmp_path: Path) -> None:
     assert found["Metrics diverge"][0] == "not measured"
     assert found["Confidence moves the wrong way"][0] == "not measured"
     assert found["Extractiveness rises"][0] == "not measured"
+    (tmp_path / "b").mkdir()
+    found = signs(tmp_path / "b", make_result("alpha-0.1", "rougeL_f1", 0.02))
+    expected = ("not measured", "no difference of alpha 10 has an interval")
+    assert found["Collapse at high alpha"] == expected
 
 
 def test_a_claim_needs_more_than_one_figure(tmp_path: Path) -> None:
