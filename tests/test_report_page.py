@@ -360,12 +360,19 @@ def test_tokens_are_read_by_mouse_touch_and_keyboard(
 
 @needs_chromium
 @pytest.mark.slow
-def test_the_largest_page_opens_in_about_a_second(large_page: Path, chromium: Chromium) -> None:
-    """From the call to the finished load event; a busy machine gets five times the aim."""
-    seconds = []
+def test_the_largest_page_opens_within_a_second(large_page: Path, chromium: Chromium) -> None:
+    """By the processor time of the page's thread: other work on the machine adds nothing to it."""
+    chromium.call("Performance.enable", timeDomain="threadTicks")
+    seconds, walls = [], []
     for _ in range(3):
         start = time.monotonic()
         chromium.show(large_page)
-        chromium.run("document.querySelectorAll('.tok').length")
-        seconds.append(time.monotonic() - start)
-    assert min(seconds) < 5.0, seconds
+        assert chromium.run("document.querySelectorAll('.tok').length") == MAX_SHOWN_TOKENS // 200
+        walls.append(time.monotonic() - start)
+        metrics = chromium.call("Performance.getMetrics")["metrics"]
+        seconds.append(next(one["value"] for one in metrics if one["name"] == "TaskDuration"))
+    megabytes = large_page.stat().st_size / 1e6
+    print(
+        f"{megabytes:.1f} MB, {min(seconds):.2f} s of the page's thread, {min(walls):.2f} s in all"
+    )
+    assert min(seconds) < 1.0, seconds
