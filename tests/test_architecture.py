@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("teacher", "student", "evaluation")
+STAGES = ("teacher", "student", "evaluation", "report")
 SHARED = ("data", "models", "generation", "training", "estimates")
 HEAVY = ("torch", "transformers", "vllm", "datasets", "peft", "accelerate", "ray")
-HEAVY += ("rouge_score", "sklearn", "lm_eval", "nltk")
+HEAVY += ("rouge_score", "sklearn", "lm_eval", "nltk", "matplotlib")
 SOURCES = sorted([*ROOT.glob("storage_schema/**/*.py"), *ROOT.glob("pipeline/**/*.py")])
 
 

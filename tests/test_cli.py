@@ -19,7 +19,17 @@ from pipeline.cli.reference import COMMANDS, load_command, render_reference
 from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "transformers", "vllm", "datasets", "peft", "accelerate", "rouge_score", "ray"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "vllm",
+    "datasets",
+    "peft",
+    "accelerate",
+    "rouge_score",
+    "ray",
+    "matplotlib",
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -144,6 +154,14 @@ def test_every_flag_is_listed_here_so_that_none_appears_by_accident() -> None:
         "processes",
         "ray",
         "dry_run",
+    }
+    assert flags["build-report"] == every | {
+        "sweep",
+        "scores",
+        "cache",
+        "token_examples",
+        "example",
+        "output",
     }
     assert flags["evaluate-student"] == data | every | {
         "lookback_lens",

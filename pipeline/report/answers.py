@@ -8,11 +8,13 @@ from pipeline.report.charts import spread
 from pipeline.report.inputs import Evaluation
 from pipeline.report.marks import Kind, mark
 from pipeline.report.predictions import Answer, Rows
+from pipeline.report.sources import Sources
 from pipeline.report.token_text import visible
 
 MAX_MODELS = 9
 # Longer texts are cut for the page, and it says so.
 MAX_CHARACTERS = 1200
+MAX_SOURCE_CHARACTERS = 6000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +38,22 @@ class MarkedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class DocumentAnswers:
-    """All answers to one document, and its reference texts."""
+    """All answers to one document, its reference texts, and its text where that could be read."""
 
     record_id: str
     references: list[str]
     answers: list[MarkedAnswer]
     has_source: bool
     example_id: str
+    source: str | None
 
 
 def choose_answers(
-    evaluation: Evaluation, rows: Rows, count: int, example_ids: Sequence[str]
+    evaluation: Evaluation,
+    rows: Rows,
+    count: int,
+    example_ids: Sequence[str],
+    sources: Sources,
 ) -> list[DocumentAnswers]:
     """Return the answers to documents of the token view, then to evenly spaced others.
 
@@ -55,6 +62,7 @@ def choose_answers(
         rows: their answers.
         count: how many documents.
         example_ids: hex ids of the token view; documents with these come first.
+        sources: the documents' texts, as far as they could be read.
     """
     arms = [arm for arm in evaluation.arms if any(m in rows for m in arm.models.values())]
     shown = [(arm, first_model(arm)) for arm in spread(arms, MAX_MODELS)]
@@ -83,9 +91,17 @@ def choose_answers(
             ],
             has_source=first[record].has_source,
             example_id=first[record].example_id,
+            source=_source(sources.get(first[record].references)),
         )
         for record in chosen
     ]
+
+
+def _source(text: str | None) -> str | None:
+    if text is None or len(text) <= MAX_SOURCE_CHARACTERS:
+        return None if text is None else visible(text)
+    shown = visible(text[:MAX_SOURCE_CHARACTERS])
+    return f"{shown} … (first {MAX_SOURCE_CHARACTERS} of {len(text)} characters)"
 
 
 def _short(text: str) -> str:

@@ -13,6 +13,7 @@ from pipeline.report.inputs import Evaluation, Inputs, read_inputs
 from pipeline.report.measures import ECE, GAP, ROUGE, find_measures
 from pipeline.report.page import EvaluationPart, render
 from pipeline.report.predictions import read_answers
+from pipeline.report.sources import read_sources
 from pipeline.report.token_view import token_view
 from pipeline.report.training_charts import training_charts
 from storage_schema import LogitCache, open_cache
@@ -39,7 +40,10 @@ def run(config: BuildReportConfig) -> dict[str, Any]:
     cache = None if inputs.cache is None else open_cache(inputs.cache)
     output.parent.mkdir(parents=True, exist_ok=True)
     tokens = _tokens(config, inputs, cache)
-    parts = [_part(evaluation) for evaluation in inputs.evaluations]
+    parts = [
+        make_part(evaluation, inputs, with_answers=config.token_examples > 0)
+        for evaluation in inputs.evaluations
+    ]
     training = training_charts(inputs.cells)
     charts = [chart for part in parts for chart in part.charts()] + training
     page = render(config, inputs, parts, training, tokens, cache)
@@ -77,7 +81,17 @@ def _tokens(config: BuildReportConfig, inputs: Inputs, cache: LogitCache | None)
     return token_view(config, inputs, cache)
 
 
-def _part(evaluation: Evaluation) -> EvaluationPart:
+def make_part(evaluation: Evaluation, inputs: Inputs, *, with_answers: bool) -> EvaluationPart:
+    """Return one evaluation's charts and answers.
+
+    Args:
+        evaluation: the scores.
+        inputs: names the evaluation's data.
+        with_answers: answers will be shown, so their documents are read.
+
+    Raises:
+        DataError: a predictions file is damaged.
+    """
     # A figure that is the same everywhere (often 0) stands in the table; there is nothing to draw.
     measures = [
         measure
@@ -87,6 +101,7 @@ def _part(evaluation: Evaluation) -> EvaluationPart:
     shown = [m for m in measures if m.faithful or m in (ROUGE, GAP, ECE)]
     boxes = [m for m in measures if m.faithful or m is ROUGE]
     rows, missing = read_answers(evaluation)
+    settings = ((inputs.plan or {}).get("evaluations") or {}).get(evaluation.name)
     return EvaluationPart(
         evaluation=evaluation,
         runs=_there(runs_chart(evaluation, measure) for measure in boxes),
@@ -95,6 +110,7 @@ def _part(evaluation: Evaluation) -> EvaluationPart:
         reliability=reliability_chart(evaluation),
         rows=rows,
         missing=missing,
+        sources=read_sources(evaluation.name, settings) if with_answers else {},
     )
 
 

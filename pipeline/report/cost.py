@@ -1,33 +1,39 @@
-"""What the results cost: seconds of the teacher pass, of each training run and evaluation."""
+"""What the results cost: the sweep's own account, and the seconds of each run."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from pipeline.report.inputs import Inputs
 
-Table = list[tuple[str, str]]
+# Of cost.json's totals: name there, what it is, unit.
+TOTALS = (
+    ("teacher_s", "the teacher's pass over the data, once", "s"),
+    ("train_s", "training of all students", "s"),
+    ("evaluate_s", "evaluation of all students", "s"),
+    ("from_cache_s", "teacher once and all training: from the cache", "s"),
+    ("online_s", "the same with the teacher run beside every student (estimated)", "s"),
+    ("ratio", "from the cache, as a share of that", ""),
+)
 
 
-def cost_summary(inputs: Inputs) -> Table:
-    """Return (name, value) lines of the sweep's own account, cost.json; [] without one."""
-    return [] if inputs.cost is None else list(_flat(inputs.cost, ""))
+def cost_summary(inputs: Inputs) -> list[tuple[str, str]]:
+    """Return (what, value) lines of the sweep's account, cost.json; [] without one."""
+    totals = {} if inputs.cost is None else inputs.cost["totals"]
+    return [
+        (label, f"{totals[name]:,.0f} {unit}" if unit else f"{totals[name]:.2f}")
+        for name, label, unit in TOTALS
+        if isinstance(totals.get(name), int | float)
+    ]
 
 
-def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, part in value.items():
-            # Seconds of single cells stand in the table of runs.
-            if key not in ("cells", "format"):
-                yield from _flat(part, f"{name} {key}".strip())
-    elif isinstance(value, str | int | float) and not isinstance(value, bool):
-        yield name.replace("_", " "), format_number(value)
-
-
-def format_number(value: str | int | float) -> str:
-    """Return a number with thousands separated and at most three decimals, or the text itself."""
-    if isinstance(value, str):
-        return value
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}".rstrip("0").rstrip(".")
+def cost_note(inputs: Inputs) -> str:
+    """Return how the account was made and what it lacks; "" without one."""
+    if inputs.cost is None:
+        return ""
+    missing = ""
+    if inputs.cost.get("teacher_pass") is None:
+        missing = "What the teacher's pass took was not recorded, so the saving is unknown. "
+    method = str(inputs.cost.get("method") or "")
+    return missing + method[:1].upper() + method[1:]
 
 
 def run_costs(inputs: Inputs) -> list[tuple[str, str, str, str]]:
@@ -35,27 +41,21 @@ def run_costs(inputs: Inputs) -> list[tuple[str, str, str, str]]:
 
     Evaluation seconds are summed over the evaluations.
     """
+    accounts = {} if inputs.cost is None else inputs.cost.get("cells") or {}
     rows = []
     for cell in inputs.cells:
-        record = cell.record or {}
-        train = cell.document.get("train_s", record.get("seconds"))
-        evaluated = cell.document.get("evaluate_s", _evaluation_seconds(inputs, cell.name))
-        rows.append(
-            (
-                cell.name,
-                _seconds(train),
-                _seconds(evaluated),
-                _rate(record.get("tokens_per_second")),
-            )
-        )
+        record, account = cell.record or {}, accounts.get(cell.name) or cell.document
+        train = account.get("train_s", record.get("seconds"))
+        evaluated = account.get("evaluate_s", _evaluation_seconds(inputs, cell.name))
+        speed = record.get("tokens_per_second")
+        rows.append((cell.name, _number(train, " s"), _number(evaluated, " s"), _number(speed, "")))
     return rows
 
 
-def total_seconds(inputs: Inputs) -> tuple[float, float]:
-    """Return the seconds of all training runs and of all evaluations that were recorded."""
-    train = [c.document.get("train_s", (c.record or {}).get("seconds")) for c in inputs.cells]
-    evaluate = [_evaluation_seconds(inputs, None)]
-    return sum(s for s in train if s), sum(s for s in evaluate if s)
+def recorded_seconds(inputs: Inputs) -> tuple[str, str]:
+    """Return the seconds of all training runs, and of the evaluations of all models."""
+    train = [(cell.record or {}).get("seconds") or 0.0 for cell in inputs.cells]
+    return _number(sum(train), " s"), _number(_evaluation_seconds(inputs, None), " s")
 
 
 def _evaluation_seconds(inputs: Inputs, model: str | None) -> float | None:
@@ -69,9 +69,5 @@ def _evaluation_seconds(inputs: Inputs, model: str | None) -> float | None:
     return sum(known) if known else None
 
 
-def _seconds(value: Any) -> str:
-    return f"{value:,.0f} s" if isinstance(value, int | float) else "–"
-
-
-def _rate(value: Any) -> str:
-    return f"{value:,.0f}" if isinstance(value, int | float) else "–"
+def _number(value: Any, unit: str) -> str:
+    return f"{value:,.0f}{unit}" if isinstance(value, int | float) else "–"

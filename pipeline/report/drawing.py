@@ -147,7 +147,7 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingPackageError(
-            "build-report draws its charts with matplotlib: pip install 'smoothkd[report]'"
+            "build-report draws its charts with matplotlib: pip install 'smoothkd[eval]'"
         ) from error
 
 

@@ -77,7 +77,9 @@ def _divergence(evaluation: Evaluation) -> Sign:
     rouge = {result["model"]: result for result in find_results(evaluation, ROUGE)}
     measures = faithful_measures(evaluation)
     if not rouge or not measures:
-        return Sign(name, "not measured", "needs ROUGE-L and a figure of faithfulness")
+        return Sign(
+            name, "not measured", "needs intervals of ROUGE-L and of a figure of faithfulness"
+        )
     seen: list[str] = []
     hints: list[str] = []
     for measure in measures:
@@ -108,13 +110,19 @@ def _collapse(evaluation: Evaluation) -> Sign:
         return Sign(name, "not measured", "there is no distilled arm")
     highest = max(arm.alpha or 0.0 for arm in arms)
     names = {arm.name for arm in arms if arm.alpha == highest}
+    found = [
+        (measure, result)
+        for measure in [ROUGE, *faithful_measures(evaluation)]
+        for result in find_results(evaluation, measure)
+        if result["model"] in names
+    ]
+    if not found:
+        return Sign(name, "not measured", f"no difference of alpha {highest:g} has an interval")
     seen: list[str] = []
     hints: list[str] = []
-    for measure in [ROUGE, *faithful_measures(evaluation)]:
-        for result in find_results(evaluation, measure):
-            if result["model"] in names and point_direction(evaluation, measure, result) == "worse":
-                text = describe(measure, result)
-                (seen if result["resolved"] else hints).append(text)
+    for measure, result in found:
+        if point_direction(evaluation, measure, result) == "worse":
+            (seen if result["resolved"] else hints).append(describe(measure, result))
     return _sign(name, seen, hints, f"alpha {highest:g} is below in no figure")
 
 
@@ -157,7 +165,7 @@ def _copying(evaluation: Evaluation) -> Sign:
     name = "Extractiveness rises: answers copy more, or get shorter"
     results = find_results(evaluation, DENSITY)
     if not results:
-        return Sign(name, "not measured", "the answers have no sources to compare with")
+        return Sign(name, "not measured", "no difference in copying has an interval")
     seen: list[str] = []
     hints: list[str] = []
     for measure, sign in ((DENSITY, 1.0), (WORDS, -1.0)):
@@ -172,7 +180,7 @@ def _overconfidence(evaluation: Evaluation) -> Sign:
     name = "Confidence moves the wrong way"
     results = find_results(evaluation, GAP)
     if not results:
-        return Sign(name, "not measured", "no over-confidence gap could be compared")
+        return Sign(name, "not measured", "no difference in the gap has an interval")
     worse = [r for r in results if point_direction(evaluation, GAP, r) == "worse"]
     seen = [describe(GAP, r) for r in worse if r["resolved"]]
     hints = [describe(GAP, r) for r in worse if not r["resolved"]]

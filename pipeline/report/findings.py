@@ -149,6 +149,12 @@ def _unmeasured(evaluation: Evaluation) -> Finding:
         reason = "The scores file holds no distilled arm (a model named alpha-X with X above 0)."
     elif not find_measures(evaluation.models.values()):
         reason = "No figure of faithfulness is in the scores file."
+    elif any(r.get("interval") is None for r in evaluation.scores["comparisons"]["results"]):
+        documents = max(entry["num_documents"] for entry in evaluation.models.values())
+        reason = (
+            f"No difference in a figure of faithfulness has an interval: {documents} documents are "
+            "too few, or too few of them have names and numbers."
+        )
     else:
         reason = (
             f"No distilled arm is compared with {evaluation.baseline} in any figure of "

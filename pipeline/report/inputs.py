@@ -102,7 +102,7 @@ def read_inputs(config: BuildReportConfig) -> Inputs:
             "sweep-alpha again to continue it"
         )
     cost_path = sweep / "cost.json"
-    cost = read_document(cost_path, {}, SWEEP) if cost_path.exists() else None
+    cost = read_document(cost_path, {"totals": dict}, SWEEP) if cost_path.exists() else None
     cache = config.cache or str(plan["cache"].get("name") or "") or None
     evaluations = [read_evaluation(path) for path in paths]
     return Inputs(evaluations, _cells_of_sweep(sweep), plan, cost, cache)

@@ -45,6 +45,8 @@ NLL = Measure("response_nll_nats", "NLL of the gold text", "lower", 1.0, "nats/t
 DENSITY = Measure("density", "copied density", "neither", 1.0, "words")
 WORDS = Measure("mean_prediction_words", "answer length", "neither", 1.0, "words")
 CONSISTENCY = "_consistency"
+# Half an interval of 0.9999999 is 1.
+ROUNDING = 1e-6
 
 
 def find_measures(entries: Iterable[Mapping[str, Any]]) -> list[Measure]:
@@ -97,7 +99,7 @@ def format_change(measure: Measure, change: float, ends: Sequence[float] | None)
 def _decimals(measure: Measure, ends: Sequence[float]) -> int:
     """Return the decimals that give half an interval two digits, 1 to 3."""
     half = (ends[1] - ends[0]) * measure.scale / 2
-    return 1 if half <= 0 else min(3, max(1, 1 - math.floor(math.log10(half))))
+    return 1 if half <= 0 else min(3, max(1, 1 - math.floor(math.log10(half) + ROUNDING)))
 
 
 def _number(number: float, decimals: int, *, signed: bool = False) -> str:

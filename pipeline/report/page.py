@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from pipeline.report.answers import choose_answers
 from pipeline.report.config import BuildReportConfig
-from pipeline.report.cost import cost_summary, run_costs, total_seconds
+from pipeline.report.cost import cost_note, cost_summary, recorded_seconds, run_costs
 from pipeline.report.documents import Document
 from pipeline.report.drawing import COLOURS, Chart
 from pipeline.report.failure_signs import claim_requirements, find_signs
@@ -33,6 +33,7 @@ from pipeline.report.provenance import (
     seed_rows,
     version_rows,
 )
+from pipeline.report.sources import Sources
 from pipeline.report.tables import headline, other_comparisons
 from pipeline.report.token_text import visible
 from storage_schema import LogitCache
@@ -49,6 +50,7 @@ class EvaluationPart:
     reliability: Chart | None
     rows: Rows
     missing: list[str]
+    sources: Sources
 
     def charts(self) -> list[Chart]:
         """Return all charts there are."""
@@ -88,7 +90,7 @@ def render(
     )  # fmt: skip
     script = _resource("page.js")
     evaluations = [_evaluation(part, config, tokens) for part in parts]
-    train, evaluate = total_seconds(inputs)
+    train, evaluate = recorded_seconds(inputs)
     text = environment.from_string(_resource("page.html")).render(
         style=Markup(_palette() + _resource("page.css")),
         script=Markup(script),
@@ -101,8 +103,9 @@ def render(
         exact_entropy=tokens is not None and tokens["exact_entropy"],
         cost_summary=cost_summary(inputs),
         run_costs=run_costs(inputs),
-        train_seconds=f"{train:,.0f}",
-        evaluate_seconds=f"{evaluate:,.0f}",
+        cost_note=cost_note(inputs),
+        train_seconds=train,
+        evaluate_seconds=evaluate,
         failed=[cell for cell in inputs.cells if cell.document.get("state") == "failed"],
         models=model_rows(inputs),
         data=data_rows(inputs),
@@ -139,7 +142,9 @@ def _evaluation(
         "pareto": part.pareto,
         "curves": part.curves,
         "reliability": part.reliability,
-        "answers": choose_answers(evaluation, part.rows, config.token_examples, shown),
+        "answers": choose_answers(
+            evaluation, part.rows, config.token_examples, shown, part.sources
+        ),
         "missing": part.missing,
     }
 

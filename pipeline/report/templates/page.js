@@ -63,10 +63,10 @@
     get("gold-note").textContent = shown < example.num_tokens ? "first " + shown + " of " + example.num_tokens + " tokens" : shown + " tokens";
     get("gold").replaceChildren(...example.gold.map((token, position) => {
       const text = data.tokens[token];
-      const node = make("button", "tok", text.replace(/\n/g, "↵\n") || "∅");
+      const node = make("span", "tok", text.replace(/\n/g, "↵\n") || "∅");
       const nats = example.positions[position][0][1] / 100;
-      node.type = "button";
-      node.style.setProperty("--u", (0.6 * Math.min(1, nats / FULL_NATS)).toFixed(3));
+      node.setAttribute("role", "button");
+      node.style.setProperty("--u", Math.min(1, nats / FULL_NATS).toFixed(3));
       node.title = "entropy " + nats.toFixed(2) + " nats";
       node.addEventListener("mouseenter", () => showToken(position));
       node.addEventListener("focus", () => showToken(position));
