@@ -219,7 +219,5 @@ def test_a_checkpoint_that_transformers_cannot_read_is_refused(
     config = json.loads((quantized / "config.json").read_text())
     del config["quantization_config"]["quantization_status"]
     (quantized / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        ModelError, match=r"lack model.layers.0.mlp.down_proj.weight,.* and 25 more"
-    ):
+    with pytest.raises(ModelError, match=r"lack model.layers.0.mlp.down_proj.*, .* and 25 more"):
         score(quantized, data, tmp_path / "ours", engine="transformers", **SETTINGS)
