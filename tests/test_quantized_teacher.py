@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_vllm import score, worst_difference
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import EngineError, ModelError
 
@@ -33,33 +32,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     rows = [json.dumps({"prompt": prompt, "completion": text}) for prompt, text in ROWS]
     path.write_text("\n".join(rows) + "\n")
-    return path
-
-
-@pytest.fixture(scope="module")
-def full(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model whose sizes vLLM's CPU kernels take."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():  # distributions far from uniform, layers that matter
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(5.0)
-    path = tmp_path_factory.mktemp("full") / "model"
-    model.bfloat16().save_pretrained(path)
-    tokenizer.save_pretrained(path)
     return path
 
 
@@ -169,14 +141,14 @@ def round_activations(monkeypatch: pytest.MonkeyPatch) -> None:
 # every last bit of an activation); to the unquantised model 1.4 and 0.19, a row off 4.5.
 @pytest.mark.parametrize(("scheme", "tolerance"), [("int4", 0.15), ("int8", 0.3)])
 def test_rows_are_those_of_the_dequantised_weights(
-    full: Path,
+    small_model: Path,
     data: Path,
     tmp_path: Path,
     scheme: str,
     tolerance: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    quantized, plain, quantization = write_quantized(full, tmp_path, scheme)
+    quantized, plain, quantization = write_quantized(small_model, tmp_path, scheme)
     ours = score(quantized, data, tmp_path / "ours", engine="vllm", **SETTINGS)
     assert ours.plan.engine["route"] == "worker_hook"
     assert ours.plan.teacher["quantization"] == quantization
@@ -189,7 +161,7 @@ def test_rows_are_those_of_the_dequantised_weights(
         assert max(worst_difference(ours, other)) < tolerance
     assert min(worst_difference(ours, truth, shift=1)) > 1.0
     if scheme == "int4":  # else a checkpoint that was not quantised at all would pass
-        unquantized = score(full, data, tmp_path / "full", engine="transformers", **SETTINGS)
+        unquantized = score(small_model, data, tmp_path / "full", engine="transformers", **SETTINGS)
         assert max(worst_difference(ours, unquantized)) > 1.0
 
 
@@ -202,9 +174,9 @@ def test_rows_are_those_of_the_dequantised_weights(
     ],
 )
 def test_a_scheme_without_a_kernel_is_refused_in_vllms_words(
-    full: Path, data: Path, tmp_path: Path, change: dict[str, Any], reason: str
+    small_model: Path, data: Path, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
-    quantized, _, _ = write_quantized(full, tmp_path, "int4")
+    quantized, _, _ = write_quantized(small_model, tmp_path, "int4")
     config = json.loads((quantized / "config.json").read_text())
     config["quantization_config"]["config_groups"]["group_0"]["weights"] |= change
     (quantized / "config.json").write_text(json.dumps(config))
@@ -213,9 +185,9 @@ def test_a_scheme_without_a_kernel_is_refused_in_vllms_words(
 
 
 def test_a_checkpoint_that_transformers_cannot_read_is_refused(
-    full: Path, data: Path, tmp_path: Path
+    small_model: Path, data: Path, tmp_path: Path
 ) -> None:
-    quantized, _, _ = write_quantized(full, tmp_path, "int4")
+    quantized, _, _ = write_quantized(small_model, tmp_path, "int4")
     config = json.loads((quantized / "config.json").read_text())
     del config["quantization_config"]["quantization_status"]
     (quantized / "config.json").write_text(json.dumps(config))

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import logging
 import os
 import sys
 import types
@@ -76,6 +77,7 @@ def stage_command(name: str, config_type: type, stage: str, help: str) -> StageC
     )
 
     def callback(as_json: bool, **values: Any) -> None:
+        _quiet_imports()
         with _reported_errors():
             config = _build(config_type, values)
             run: Callable[[Any], dict[str, Any]] = importlib.import_module(stage).run
@@ -202,6 +204,14 @@ def _build(config_type: type, values: dict[str, Any]) -> Any:
         return config_type(**values)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _quiet_imports() -> None:
+    """Hold back warnings that libraries give at once, before a stage could; errors stay."""
+    # Read when torch is loaded. vLLM's CPU build warns through it of the memory it is bound to.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # An optional CPU kernel is not there; peft imports bitsandbytes wherever it is installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
