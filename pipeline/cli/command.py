@@ -11,6 +11,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 import sys
 import types
 import typing
@@ -221,6 +222,9 @@ def _reported_errors() -> typing.Iterator[None]:
     except StoppedError as error:
         click.echo(f"Error: {error}", err=True)
         raise click.exceptions.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        click.echo("Error: stopped by Ctrl-C; the same command goes on where it can", err=True)
+        raise click.exceptions.Exit(128 + signal.SIGINT) from error
     except SmoothkdError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:  # a full disk, a read-only folder, a file where a folder should be
