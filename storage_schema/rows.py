@@ -66,16 +66,7 @@ def response_from_rows(
             not finite; or logits are not bfloat16.
     """
     num_rows = len(input_ids) - response_start
-    if token_ids_NK.shape != logprobs_NK.shape or not (
-        len(token_ids_NK) == len(label_logprobs_N) == num_rows
-    ):
-        raise RowError(
-            f"the teacher returned token ids {token_ids_NK.shape}, log-probabilities "
-            f"{logprobs_NK.shape} and {len(label_logprobs_N)} label log-probabilities for "
-            f"{num_rows} response tokens"
-        )
-    if np.isnan(logprobs_NK).any() or np.isnan(label_logprobs_N).any():
-        raise RowError("the teacher returned NaN log-probabilities")
+    _check_rows(num_rows, token_ids_NK, logprobs_NK, label_logprobs_N)
     usable_NK = (token_ids_NK >= 0) & (token_ids_NK < vocabulary_size) & ~np.isneginf(logprobs_NK)
     if not usable_NK.any(1).all():
         bad = int(np.argmin(usable_NK.any(1)))
@@ -113,6 +104,25 @@ def response_from_rows(
         log_normalizers=normalizers,
         entry_draws=entry_draws,
     )
+
+
+def _check_rows(
+    num_rows: int,
+    token_ids_NK: npt.NDArray[np.integer],
+    logprobs_NK: npt.NDArray[np.floating],
+    label_logprobs_N: npt.NDArray[np.floating],
+) -> None:
+    """Raise RowError unless there is a row a response token and every log-probability a number."""
+    if token_ids_NK.shape != logprobs_NK.shape or not (
+        len(token_ids_NK) == len(label_logprobs_N) == num_rows
+    ):
+        raise RowError(
+            f"the teacher returned token ids {token_ids_NK.shape}, log-probabilities "
+            f"{logprobs_NK.shape} and {len(label_logprobs_N)} label log-probabilities for "
+            f"{num_rows} response tokens"
+        )
+    if np.isnan(logprobs_NK).any() or np.isnan(label_logprobs_N).any():
+        raise RowError("the teacher returned NaN log-probabilities")
 
 
 def _snap(

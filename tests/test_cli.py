@@ -216,6 +216,18 @@ def test_what_the_system_refuses_is_said_in_a_line(tmp_path: Path, tiny_model: P
     assert "Traceback" not in output
 
 
+def test_ctrl_c_ends_a_command_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(config: object) -> None:
+        raise KeyboardInterrupt
+
+    stage = importlib.import_module("pipeline.student.train")
+    monkeypatch.setattr(stage, "run", stopped)
+    arguments = ["--student", "s", "--cache", "c", "--output", "o", "--alpha", "1"]
+    code, output = run_cli("train-student", *arguments)
+    assert code == 130
+    assert output == "Error: stopped by Ctrl-C; the same command goes on where it can\n"
+
+
 def test_a_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     common = ["--student", "x", "--cache", "~/none", "--output", "~/o", "--alpha", "1"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.errors import ConfigError, DataError, ModelError
+from pipeline.errors import ConfigError, DataError, ModelError, OutputExistsError
 from pipeline.models.checkpoint import find_checkpoint
 from pipeline.models.loading import load_model
 from pipeline.teacher.finetune import run
@@ -60,6 +60,14 @@ def test_merged_model_equals_the_adapter_on_its_base(tiny_model, data, tmp_path)
     torch.testing.assert_close(load_model(merged, dtype="float32")(ids).logits, adapted)
     base = load_file(tiny_model / "model.safetensors")
     assert set(base) == set(load_file(tmp_path / "merged" / "model.safetensors"))
+
+
+def test_another_number_of_processes_is_another_run(tiny_model, data, tmp_path, monkeypatch):
+    config = make_config(tiny_model, data, tmp_path / "teacher", max_steps=1)
+    run(config)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(OutputExistsError, match="responses_per_step: there 4, asked 8"):
+        run(config)
 
 
 def test_second_run_is_done_at_once(tiny_model, data, tmp_path, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pipeline.errors import MissingPackageError, ModelError
@@ -155,6 +156,18 @@ def test_demo_model_is_an_ordinary_chat_checkpoint(demo_model: Path) -> None:
     assert tokenizer.chat_template
     assert demo.make_demo_model(demo_model) == demo_model
     assert [path.name for path in demo_model.parent.iterdir()] == ["model"]
+
+
+def test_missing_weights_are_not_made_up(adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "part")
+    for folder, lost in ((tmp_path / "part", "layers.1.mlp.up_proj"), (adapter, "lora_B")):
+        (file,) = folder.glob("*.safetensors")
+        weights = load_file(file)
+        gone = sorted(name for name in weights if lost in name)
+        kept = {name: weight for name, weight in weights.items() if name not in gone[:1]}
+        save_file(kept, file, metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=rf"from {folder}: .*{lost}"):
+            load_model(find_checkpoint(str(folder)))
 
 
 def test_damaged_weights_are_named(adapter: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -205,6 +205,31 @@ def run_child(tmp_path: Path, seconds: int = 500, **settings: Any) -> tuple[int,
     return result.returncode, result.stdout + result.stderr, out
 
 
+def check_child(model: Path, rows: Any, spec: dict[str, Any], runner: str, found: Any) -> None:
+    """Compare what a child scored with transformers."""
+    assert found["runners"].tolist() == [runner]
+    plain = transformers_engine(model, RowSpec(**spec))
+    wanted = plain.score([Example(np.array(ids, np.int32), start) for ids, start in rows])
+    for i, truth in enumerate(wanted):
+        names = ("token_ids_NK", "logprobs_NK", "label_logprobs_N")
+        assert worst_gap(Scores(*(found[f"{i}.{name}"] for name in names)), truth) < 1e-3
+        np.testing.assert_allclose(found[f"{i}.entropies_N"], truth.entropies_N, atol=1e-3)
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_rows_of_both_runners(small_model: Path, tmp_path: Path, runner: str) -> None:
+    """Small enough for interpreted kernels: chunks of 16 tokens, three requests at a time."""
+    rng = np.random.default_rng(0)
+    rows = [(rng.integers(5, 300, total).tolist(), start) for total, start in ((30, 7), (21, 1))]
+    rows.append((rng.integers(5, 300, 19).tolist(), 18))
+    spec = {"k": 8, "vocabulary_size": 300, "entropy": True}  # padding rows behind them
+    options = {"max_num_batched_tokens": 16, "max_num_seqs": 3}
+    settings = {"model": str(small_model), "spec": spec, "examples": rows, "options": options}
+    code, output, path = run_child(tmp_path, v2=runner == "v2", **settings)
+    assert code == 0, output[-3000:]
+    check_child(small_model, rows, spec, runner, np.load(path))
+
+
 @pytest.mark.parametrize(
     ("runner", "settings"),
     [
@@ -222,14 +247,7 @@ def test_rows_of_the_other_runner_and_of_a_divided_vocabulary(
         tmp_path, model=str(demo_model), spec=spec, examples=rows, **settings
     )
     assert code == 0, output[-3000:]
-    found = np.load(path)
-    assert found["runners"].tolist() == [runner]
-    plain = transformers_engine(demo_model, RowSpec(**spec))
-    wanted = plain.score([Example(np.array(ids, np.int32), start) for ids, start in rows])
-    for i, truth in enumerate(wanted):
-        names = ("token_ids_NK", "logprobs_NK", "label_logprobs_N")
-        assert worst_gap(Scores(*(found[f"{i}.{name}"] for name in names)), truth) < 1e-3
-        np.testing.assert_allclose(found[f"{i}.entropies_N"], truth.entropies_N, atol=1e-3)
+    check_child(demo_model, rows, spec, runner, np.load(path))
 
 
 @pytest.mark.parametrize("moment", ["while it scores", "before a call"])

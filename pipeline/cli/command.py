@@ -9,7 +9,9 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import logging
 import os
+import signal
 import sys
 import types
 import typing
@@ -119,6 +121,7 @@ def stage_command(name: str, config_type: type, stage: str, help: str) -> StageC
     )
 
     def callback(as_json: bool, **values: Any) -> None:
+        _quiet_imports()
         with _reported_errors():
             config = _build(config_type, values)
             run: Callable[[Any], dict[str, Any]] = importlib.import_module(stage).run
@@ -285,6 +288,14 @@ def _build(config_type: type, values: dict[str, Any]) -> Any:
         raise click.UsageError(str(error)) from error
 
 
+def _quiet_imports() -> None:
+    """Hold back warnings that libraries give at once, before a stage could; errors stay."""
+    # Read when torch is loaded. vLLM's CPU build warns through it of the memory it is bound to.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # An optional CPU kernel is not there; peft imports bitsandbytes wherever it is installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 @contextlib.contextmanager
 def _reported_errors() -> typing.Iterator[None]:
     try:
@@ -292,6 +303,9 @@ def _reported_errors() -> typing.Iterator[None]:
     except StoppedError as error:
         click.echo(f"Error: {error}", err=True)
         raise click.exceptions.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        click.echo("Error: stopped by Ctrl-C; the same command goes on where it can", err=True)
+        raise click.exceptions.Exit(128 + signal.SIGINT) from error
     except SmoothkdError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:  # a full disk, a read-only folder, a file where a folder should be

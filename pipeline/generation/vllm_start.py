@@ -1,5 +1,6 @@
 """Start vLLM's offline engine, for whoever runs one."""
 
+import logging
 import os
 import warnings
 from typing import Any
@@ -33,6 +34,8 @@ def set_vllm_environment(on_cpu: bool) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Speaks while vLLM is imported, before that level is read; the CPU build has no Triton.
+    logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

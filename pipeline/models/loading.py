@@ -1,5 +1,8 @@
 """Load a tokenizer, or a causal language model with its adapter, from a checkpoint."""
 
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -62,7 +65,7 @@ def load_model(
             model is then on this process's device already.
 
     Raises:
-        ModelError: the weights are not safetensors, or do not load.
+        ModelError: the weights are not safetensors, do not load, or some are missing.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -75,12 +78,13 @@ def load_model(
         options |= _quantization(dtype)
     path = checkpoint.model_path
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), use_safetensors=True, **options)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(path), use_safetensors=True, output_loading_info=True, **options
+        )
+        _check_complete(found["missing_keys"], path)
         if checkpoint.adapter_path is not None:
-            from peft import PeftModel
-
             path = checkpoint.adapter_path
-            model = PeftModel.from_pretrained(model, str(path))
+            model = _put_on(model, path)
     except _UNLOADABLE as error:
         raise ModelError(f"no model could be loaded from {path}: {error}") from error
     if in_4_bits:
@@ -88,6 +92,39 @@ def load_model(
     if checkpoint.adapter_path is not None and merge_adapter:
         model = model.merge_and_unload()
     return model.eval()
+
+
+def _check_complete(missing: Iterable[str], path: Path) -> None:
+    """Refuse a model of which transformers would make up some weights at random.
+
+    Raises:
+        ModelError: weights are missing.
+    """
+    names = sorted(missing)
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ModelError(
+            f"no model could be loaded from {path}: its files lack {', '.join(names[:3])}{more}; "
+            "a part of the checkpoint is gone, or transformers does not know how it is quantised"
+        )
+
+
+def _put_on(model: "PreTrainedModel", adapter_path: Path) -> Any:
+    """Return the model with the adapter on it.
+
+    Raises:
+        ModelError: the adapter's file lacks weights; peft would leave them as they start.
+    """
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(model, str(adapter_path))
+        except UserWarning as warning:
+            raise ModelError(
+                f"no model could be loaded from {adapter_path}: {str(warning)[:400]}"
+            ) from warning
 
 
 def _keep_packing(model: "PreTrainedModel") -> None:

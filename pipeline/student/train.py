@@ -13,7 +13,7 @@ from pipeline.models.checkpoint import (
     fingerprint_checkpoint,
     fingerprint_shape,
 )
-from pipeline.run_record import find_finished, num_processes, read_record
+from pipeline.run_record import find_finished, read_record
 from pipeline.student.config import TrainStudentConfig
 from pipeline.student.dry_run import dry_run
 from pipeline.training.settings import UNCOMPARED
@@ -45,9 +45,7 @@ def run(config: TrainStudentConfig) -> dict[str, Any]:
     identity["student_fingerprint"] = (
         fingerprint_shape(checkpoint) if config.from_scratch else fingerprint_checkpoint(checkpoint)
     )
-    identity["responses_per_step"] = (
-        config.batch_size * config.gradient_accumulation_steps * num_processes()
-    )
+    identity["responses_per_step"] = config.responses_per_step
     if find_finished(output, "train-student", identity):
         print(f"{output} is finished already: nothing to do")
     else:

@@ -9,22 +9,20 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.loading import load_tokenizer, pick_device
-from pipeline.run_record import finish_output
 from pipeline.student.config import TrainStudentConfig
 from pipeline.student.fit import adopt_chat_template, check_fit, read_student_facts
 from pipeline.student.from_scratch import load_random
 from pipeline.student.steps import BoolArray
 from pipeline.student.trainer import StudentTrainer
 from pipeline.training.arguments import build_arguments
-from pipeline.training.callbacks import EarlyStopping, RunCallback
-from pipeline.training.checkpoints import remove_checkpoints
+from pipeline.training.callbacks import run_callbacks
 from pipeline.training.held_out import choose_held_out
-from pipeline.training.lora import check_trainable, load_trainable, merge_adapter
+from pipeline.training.lora import check_trainable, load_trainable
 from pipeline.training.model_config import load_model_config, stored_dtype
 from pipeline.training.padding_free import attention_for, choose_batching
 from pipeline.training.precision import pick_precision
 from pipeline.training.quiet import quiet_transformers
-from pipeline.training.run import claim_output, save_model, train
+from pipeline.training.run import claim_output, train, write_result
 from storage_schema.reader import LogitCache
 from storage_schema.response import Response
 
@@ -76,20 +74,13 @@ def train_model(
         )
     summary = train(trainer, output)
     summary["input_share"] = round(trainer.input_seconds / summary["seconds"], 4)
-    # Collective where the weights are in parts, so before the other processes leave.
-    state_dict = (
-        trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    counts = {"trained_on": len(cache) - len(held_out), "held_out": len(held_out)}
+    record = {"counts": counts, "made_with": made_with, **summary}
+    write_result(
+        trainer, output, config, checkpoint, tokenizer, stored_dtype(model_config), **record
     )
     if trainer.is_world_process_zero():
-        model = trainer.model
-        if config.merge:
-            model, state_dict = merge_adapter(model, config, checkpoint, state_dict), None
-        save_model(model, tokenizer, output, stored_dtype(model_config), state_dict)
-        counts = {"trained_on": len(cache) - len(held_out), "held_out": len(held_out)}
-        finish_output(output, counts=counts, made_with=made_with, **summary)
-        remove_checkpoints(output)
         _print_summary(config, summary)
-    trainer.accelerator.wait_for_everyone()
 
 
 def _check_batch_tokens(config: TrainStudentConfig, longest_sequence: int) -> None:
@@ -150,9 +141,6 @@ def _prepare(
     precision = pick_precision(config.dtype, config.tuning, device)
     attention = attention_for(config.batching, device, precision)
     load = load_random if config.from_scratch else load_trainable
-    callbacks: list[Any] = [RunCallback(COMMAND)]
-    if config.early_stopping_patience is not None:
-        callbacks.append(EarlyStopping(config.early_stopping_patience))
     arguments = build_arguments(
         config, Path(config.output), precision, evaluate=bool(held_out), fsdp=config.fsdp
     )
@@ -166,7 +154,7 @@ def _prepare(
         args=arguments,
         train_dataset=cache,
         eval_dataset=held_out or None,
-        callbacks=callbacks,
+        callbacks=run_callbacks(COMMAND, config.early_stopping_patience),
     )
     trainer.batching = choose_batching(config.batching, attention, trainer)
     return trainer

@@ -37,6 +37,7 @@ def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
     identity = {k: v for k, v in asdict(config).items() if k not in (*UNCOMPARED, *inputs)}
     identity["dataset_fingerprint"] = dataset.fingerprint
     identity["model_fingerprint"] = fingerprint_checkpoint(checkpoint)
+    identity["responses_per_step"] = config.responses_per_step
     if find_finished(output, "finetune-teacher", identity):
         print(f"{output} is finished already: nothing to do")
     else:

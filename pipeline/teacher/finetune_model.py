@@ -6,24 +6,22 @@ from typing import Any
 from pipeline.data.tokenization import Example, TokenizedDataset
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.loading import pick_device
-from pipeline.run_record import finish_output
 from pipeline.teacher.finetune_config import FinetuneTeacherConfig
 from pipeline.teacher.finetune_trainer import TeacherTrainer
 from pipeline.training.arguments import build_arguments
-from pipeline.training.callbacks import EarlyStopping, RunCallback
-from pipeline.training.checkpoints import remove_checkpoints
+from pipeline.training.callbacks import run_callbacks
 from pipeline.training.collation import (
     can_keep_logits,
     collate_for_model_loss,
     collate_sequences,
 )
 from pipeline.training.held_out import split_held_out
-from pipeline.training.lora import check_trainable, load_trainable, merge_adapter
+from pipeline.training.lora import check_trainable, load_trainable
 from pipeline.training.model_config import check_length, load_model_config, stored_dtype
 from pipeline.training.padding_free import attention_for, choose_batching, pick_collator
 from pipeline.training.precision import pick_precision
 from pipeline.training.quiet import quiet_transformers
-from pipeline.training.run import claim_output, save_model, train
+from pipeline.training.run import claim_output, train, write_result
 
 COMMAND = "finetune-teacher"
 
@@ -64,16 +62,13 @@ def finetune_model(
     if trainer.is_world_process_zero():
         print(f"{made_with['batching']} batches, {made_with['attention']} attention")
     summary = train(trainer, output)
+    counts = {**dataset.counts, "trained_on": len(examples), "held_out": len(held_out)}
+    record = {"counts": counts, "made_with": made_with, **summary}
+    write_result(
+        trainer, output, config, checkpoint, tokenizer, stored_dtype(model_config), **record
+    )
     if trainer.is_world_process_zero():
-        model = trainer.model
-        if config.merge:
-            model = merge_adapter(model, config, checkpoint)
-        save_model(model, tokenizer, output, stored_dtype(model_config))
-        counts = {**dataset.counts, "trained_on": len(examples), "held_out": len(held_out)}
-        finish_output(output, counts=counts, made_with=made_with, **summary)
-        remove_checkpoints(output)
         _print_summary(config, summary)
-    trainer.accelerator.wait_for_everyone()
 
 
 def _prepare(
@@ -86,9 +81,6 @@ def _prepare(
     precision = pick_precision(config.dtype, config.tuning, device)
     attention = attention_for(config.batching, device, precision)
     model = load_trainable(checkpoint, config, precision, attention)
-    callbacks: list[Any] = [RunCallback(COMMAND)]
-    if config.early_stopping_patience is not None:
-        callbacks.append(EarlyStopping(config.early_stopping_patience))
     trainer = TeacherTrainer(
         batching="padded",
         group_by_length=config.group_by_length,
@@ -97,7 +89,7 @@ def _prepare(
         train_dataset=examples,
         eval_dataset=held_out or None,
         data_collator=collate_for_model_loss if can_keep_logits(model) else collate_sequences,
-        callbacks=callbacks,
+        callbacks=run_callbacks(COMMAND, config.early_stopping_patience),
     )
     trainer.batching = choose_batching(config.batching, attention, trainer)
     if trainer.batching == "padding-free":

@@ -83,3 +83,11 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
         if len(losses) - 1 - losses.index(min(losses)) >= self.patience:
             control.should_training_stop = True
+
+
+def run_callbacks(command: str, patience: int | None) -> list[TrainerCallback]:
+    """Return the callbacks of a command's run; with a patience, early stopping too."""
+    callbacks: list[TrainerCallback] = [RunCallback(command)]
+    if patience is not None:
+        callbacks.append(EarlyStopping(patience))
+    return callbacks

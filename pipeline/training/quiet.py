@@ -1,6 +1,5 @@
 """Keep libraries from saying what a user of the commands does not need."""
 
-import logging
 import sys
 
 from transformers.utils import logging as transformers_logging
@@ -9,7 +8,5 @@ from transformers.utils import logging as transformers_logging
 def quiet_transformers() -> None:
     """Let errors through only, and show loading bars on a terminal only."""
     transformers_logging.set_verbosity_error()
-    # Says at every import that an optional CPU kernel is not there; peft imports it unasked.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Claim an output, train with a prepared Trainer from where a killed run stopped, save."""
+"""Claim an output, train with a prepared Trainer from where a killed run stopped, write it."""
 
 import math
 import time
@@ -11,9 +11,12 @@ from peft import PeftModel
 from transformers import PrinterCallback, Trainer
 
 from pipeline.errors import ModelError
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.loading import pick_device
-from pipeline.run_record import State, open_output
-from pipeline.training.checkpoints import find_last_checkpoint
+from pipeline.run_record import State, finish_output, open_output
+from pipeline.training.checkpoints import find_last_checkpoint, remove_checkpoints
+from pipeline.training.lora import merge_adapter
+from pipeline.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,6 +96,42 @@ def _describe_evaluation(trainer: Trainer) -> dict[str, Any]:
         "best_eval_loss": trainer.state.best_metric,
         "evaluations": evaluations,
     }
+
+
+def write_result(
+    trainer: Trainer,
+    output: Path,
+    settings: TrainingSettings,
+    checkpoint: Checkpoint,
+    tokenizer: "PreTrainedTokenizerBase",
+    dtype: str,
+    **record: Any,
+) -> None:
+    """Write what was trained, merged if asked for, and mark the run finished with its record.
+
+    Every process calls it; the first one writes. Checkpoints are removed once nothing needs them.
+
+    Args:
+        trainer: after `train`.
+        output: of the run.
+        settings: of the run.
+        checkpoint: what was trained.
+        tokenizer: saved beside the weights.
+        dtype: see `save_model`.
+        record: JSON-ready results for `run.json`.
+    """
+    # Collective where the weights are in parts, so before the other processes leave.
+    state_dict = (
+        trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    )
+    if trainer.is_world_process_zero():
+        model = trainer.model
+        if settings.merge:
+            model, state_dict = merge_adapter(model, settings, checkpoint, state_dict), None
+        save_model(model, tokenizer, output, dtype, state_dict)
+        finish_output(output, **record)
+        remove_checkpoints(output)
+    trainer.accelerator.wait_for_everyone()
 
 
 def save_model(

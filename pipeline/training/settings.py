@@ -7,6 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, MissingPackageError
+from pipeline.run_record import num_processes
 from pipeline.settings import DRY_RUN, setting
 
 TUNINGS = ("lora", "qlora", "full")
@@ -90,6 +91,11 @@ class TrainingSettings:
         if self.learning_rate is not None:
             return self.learning_rate
         return DEFAULT_LEARNING_RATES[self.tuning]
+
+    @property
+    def responses_per_step(self) -> int:
+        """Responses of an optimiser step, all processes together."""
+        return self.batch_size * self.gradient_accumulation_steps * num_processes()
 
 
 def check_training_settings(settings: TrainingSettings) -> None:

@@ -2,14 +2,16 @@
 
     python tests/benchmarks/teacher_pass.py --teacher MODEL [--data FILE ...] [--json]
 
-Each --data is a mix of its own. Without one, demo:docstrings is used twice: as it is (long
-prompts, short responses), and with the response starting after the first quarter of the tokens.
+Each --data is a mix of its own, the first --tokens of it. Without one, demo:docstrings is used
+twice: as it is (long prompts, short responses), and with the response starting after the first
+quarter of the tokens.
 All paths run in this process, in alternation; each ratio is the median over the rounds of a
 path's tokens/s (prompt and response) over that of the bare prefill in the same round. Every path
 but the bare prefill is timed to the last published shard. The prefix cache is off, so that a
 repetition computes as much as the first time. The first round warms up and does not count.
 cpu_ratio_* are the same ratios of processor seconds of this process, which other programs on the
-machine disturb less; on a GPU they say nothing.
+machine disturb less; on a GPU they say nothing. times_public_flat is the hook's rate over that of
+public_flat, the fastest route that the public interface has.
 
     hook_response_only  response rows scored inside the worker: what precompute-logits does
     hook_all_rows       the same with every token but the first as response
@@ -269,6 +271,9 @@ def measure(bench: Bench, mix: Mix, paths: list[str], rounds: int) -> dict[str, 
         result[f"ratios_{path}"] = ratios
         cpu_ratios = [a / b for a, b in zip(cpu_rates[path], cpu_rates["bare"], strict=True)]
         result[f"cpu_ratio_{path}"] = statistics.median(cpu_ratios)
+    if {"hook_response_only", "public_flat"} <= set(paths):
+        pairs = zip(rates["hook_response_only"], rates["public_flat"], strict=True)
+        result["times_public_flat"] = statistics.median(hook / flat for hook, flat in pairs)
     for path in ("hook_response_only", "hook_all_rows"):
         for label in parts.get(path, [{}])[0] if parts.get(path) else ():
             seconds = statistics.median(p[label] for p in parts[path])
@@ -288,6 +293,9 @@ def print_table(mixes: dict[str, dict[str, Any]], paths: list[str], file: Any) -
         print(f"{'ratio_' + path:40s}" + "".join(f"{c:>20s}" for c in cells), file=file)
         cells = [f"{mix[f'cpu_ratio_{path}']:.2f}" for mix in mixes.values()]
         print(f"{'  cpu_ratio_' + path:40s}" + "".join(f"{c:>20s}" for c in cells), file=file)
+    if all("times_public_flat" in mix for mix in mixes.values()):
+        cells = "".join(f"{mix['times_public_flat']:>20.2f}" for mix in mixes.values())
+        print(f"{'times_public_flat':40s}{cells}", file=file)
     for path in ("hook_response_only", "hook_all_rows"):
         for label in next(iter(mixes.values())).get(f"seconds_{path}", {}):
             cells = [f"{mix[f'seconds_{path}'][label]:.2f} s" for mix in mixes.values()]
