@@ -1,6 +1,7 @@
 """The step benchmark's numbers are the ones it says they are, and its variants do the same work."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -116,3 +117,19 @@ def test_prompts_end_and_responses_begin_at_the_same_place():
         assert len(held[0]) == response.response_start
     assert batch["prompt_mask"][:, -1].all()
     assert batch["completion_mask"][:, 0].all()
+
+
+@pytest.mark.slow
+def test_groups_are_put_together():
+    """Three variants, two at a time: ours-kd stands once, beside each of the others."""
+    script = Path(__file__).parent / "benchmarks" / "student_step.py"
+    command = [sys.executable, str(script), "--random-weights", "tiny", "--rounds", "2", "--json"]
+    command += ["--together", "2", "--variants", "ours-kd", "hf-sft", "naive-kd"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    summaries = json.loads(done.stdout)
+    for mix in ("prompt-heavy", "response-heavy"):
+        assert set(summaries[mix]["median_seconds"]) == {"ours-kd", "hf-sft", "naive-kd"}
+        assert summaries[mix]["time_ratio_vs_hf_sft"] > 0
+        assert summaries[mix]["memory_ratio_vs_naive_kd"] > 0
+        assert summaries[mix]["time_ratio_vs_trl_kd"] is None
+        assert 0 <= summaries[mix]["input_pipeline_share"] < 1

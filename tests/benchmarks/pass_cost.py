@@ -71,9 +71,7 @@ def main() -> None:
         measure(arguments.student)
     if arguments.cache:
         padded, cut, passes = count_padding(arguments.cache, arguments.batch_size)
-        print(
-            f"tokens for each one there is: padded {padded:.3f}, cut {cut:.3f} ({passes:.1f} passes)"
-        )
+        print(f"computed for each token: padded {padded:.3f}, cut {cut:.3f} ({passes:.1f} passes)")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@
 
 Every variant (tests/benchmarks/step_variants.py says what each does) is a process of its own with
 the same LoRA model, number format, responses and optimiser; the processes take turns, one step
-each, in opposite order every other round, so that noise hits all alike. The first round warms up.
+each, in opposite order every other round, so that noise hits all alike. To spare memory, ours-kd
+stands beside --together - 1 others at a time, and does its steps again for each group. The first
+round warms up.
 A mix is a cache as precompute-logits wrote it; --random-weights has random ones and random
 responses. Memory is the peak above what the loaded models and the interpreter take; the weights of
 a live teacher are loaded before and stated apart. A variant whose package or device is missing is
@@ -43,23 +45,36 @@ Found = dict[str, list[dict[str, Any]]]
 
 
 def measure(arguments: argparse.Namespace, mix: str) -> dict[str, Any]:
-    """Start a process for each variant, give them turns, and summarise."""
+    """Measure ours-kd beside a few of the others at a time, and put the summaries together."""
     from step_variants import missing
+
+    not_run = {name: why for name in arguments.variants if (why := missing(name))}
+    others = [v for v in arguments.variants if v != "ours-kd" and v not in not_run]
+    size = max(1, arguments.together - 1)
+    groups = [others[at : at + size] for at in range(0, len(others), size)] or [[]]
+    merged: dict[str, Any] = {}
+    for group in groups:
+        for key, value in _measure_group(arguments, mix, ["ours-kd", *group], not_run).items():
+            if isinstance(value, dict):  # the first group's ours-kd stands
+                merged[key] = {**value, **merged.get(key, {})}
+            elif merged.get(key) is None:
+                merged[key] = value
+    return {**merged, "not_run": not_run}
+
+
+def _measure_group(
+    arguments: argparse.Namespace, mix: str, names: list[str], not_run: dict[str, str]
+) -> dict[str, Any]:
+    """Start a process for each variant, give them turns, and summarise; note those that fail."""
     from turns import Worker
 
     student, responses = _sources(arguments, mix)
-    num_steps = 2 * arguments.rounds + 1
     options = ["--student", student, "--responses", responses, "--mix", mix]
     options += ["--dtype", arguments.dtype, "--batch-size", str(arguments.batch_size)]
-    options += ["--num-steps", str(num_steps)]
+    options += ["--num-steps", str(2 * arguments.rounds + 1)]
     options += ["--checkpointing"] if arguments.checkpointing else []
-    not_run = {name: why for name in arguments.variants if (why := missing(name))}
     script = str(Path(__file__).with_name("step_worker.py"))
-    workers = {
-        name: Worker([script, "--variant", name, *options])
-        for name in arguments.variants
-        if name not in not_run
-    }
+    workers = {name: Worker([script, "--variant", name, *options]) for name in names}
     facts = {name: worker.ready() for name, worker in workers.items()}
     for name in [name for name, fact in facts.items() if fact is None]:
         if name in OURS:
@@ -78,11 +93,11 @@ def measure(arguments: argparse.Namespace, mix: str) -> dict[str, Any]:
     summary = summarize(found, arguments.peak_tflops)
     summary["input_pipeline_share"] = round(row["waited"] / row["seconds"], 5)
     summary["teacher_weights_mib"] = {
-        name: round(facts[name]["teacher_bytes"] / 2**20)
-        for name in found
-        if facts[name]["teacher_bytes"]
+        name: round(fact["teacher_bytes"] / 2**20)
+        for name, fact in facts.items()
+        if fact and fact["teacher_bytes"]
     }
-    return {**summary, "not_run": not_run}
+    return summary
 
 
 def _sources(arguments: argparse.Namespace, mix: str) -> tuple[str, str]:
@@ -190,6 +205,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--peak-tflops", type=float, help="of the device, for the utilisation")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--together", type=int, default=4, help="processes alive at a time")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--table", metavar="FILE", help="print the table of a saved JSON object")
     arguments = parser.parse_args(argv)

@@ -47,10 +47,14 @@ KEYS = {
 
 def run_pass(arguments: argparse.Namespace, cache: str) -> dict[str, Any]:
     """Write the cache with precompute-logits and return the account it gives of itself."""
+    from turns import environment
+
     command = [sys.executable, "-c", "from pipeline.cli.precompute_logits import main; main()"]
     command += ["--teacher", arguments.model, "--data", arguments.data, "--output", cache]
     command += ["--max-examples", str(arguments.examples), "--engine", arguments.engine, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=False, env=environment()
+    )
     if done.returncode:
         raise SystemExit(f"precompute-logits ended with {done.returncode}, see above")
     return dict(json.loads(done.stdout[done.stdout.index("{") :])["pass"])

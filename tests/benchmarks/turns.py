@@ -10,6 +10,13 @@ from typing import Any
 BENCHMARKS = Path(__file__).resolve().parent
 
 
+def environment() -> dict[str, str]:
+    """Return this process's, with this checkout's packages found before any other's."""
+    paths = [str(BENCHMARKS.parents[1]), str(BENCHMARKS.parent), str(BENCHMARKS)]
+    inherited = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, inherited])}
+
+
 class Worker:
     """A process that answers each line of its input with a line of JSON.
 
@@ -18,12 +25,9 @@ class Worker:
 
     def __init__(self, command: list[str]) -> None:
         """Start it; it loads beside others that were started."""
-        paths = [str(BENCHMARKS.parents[1]), str(BENCHMARKS.parent), str(BENCHMARKS)]
-        inherited = os.environ.get("PYTHONPATH")
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, inherited or ""])}
         self._process = subprocess.Popen(
             [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, env=environment,
+            text=True, env=environment(),
         )  # fmt: skip
 
     def ready(self) -> dict[str, Any] | None:
