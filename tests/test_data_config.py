@@ -10,7 +10,10 @@ from pipeline.errors import ConfigError
     ("fields", "message"),
     [
         ({"data": ""}, r"--data is ''"),
-        ({"template": "vicuna"}, r"'vicuna' is unknown.*alpaca, chat, summarize, plain"),
+        (
+            {"template": "vicuna"},
+            r"'vicuna' is unknown.*alpaca, chat, summarize, summarize-one.*, plain",
+        ),
         ({"prompt_field": "q"}, r"--prompt-field is 'q' and --response-field is None"),
         ({"response_field": "a"}, r"--prompt-field is None and --response-field is 'a'"),
         ({"context_field": "c"}, r"--context-field 'c' needs --prompt-field"),

@@ -19,7 +19,8 @@ def test_layouts_are_in_the_table_in_order() -> None:
 def test_templates_are_there_word_by_word() -> None:
     assert f"```\n{ALPACA_WITH_CONTEXT}\n```" in PAGE
     assert f"```\n{ALPACA_WITHOUT_CONTEXT}\n```" in PAGE
-    assert SUMMARIZE.replace("\n", "\\n") in PAGE
+    for name, prompt in SUMMARIZE.items():
+        assert "| `{}` | `{}` |".format(name, prompt.replace("\n", "\\n")) in PAGE
     assert all(f"| `{name}`" in PAGE for name in TEMPLATES)
 
 

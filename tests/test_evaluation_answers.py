@@ -119,6 +119,7 @@ def test_a_killed_run_continues_behind_its_last_whole_answer(
     assert not text.endswith("\n")
     result = evaluate.run(config(data, tiny_model))["models"]["model"]
     assert kept(data).read_text().startswith(text[: text.rfind("\n") + 1])
+    assert len(kept(data).read_text().splitlines()) == 13  # none was made twice
     assert rows_of(data) == expected
     assert aggregates_of(result) == aggregates_of(whole)
     assert result["cost"]["generation"]["rows"] == 8

@@ -28,7 +28,9 @@ DOCUMENT = (
     ("change", "text", "expected"),
     [
         (swap_entity, "The mayor of Paris is glad.", "The mayor of Anna Berg is glad."),
-        (swap_entity, "Later Anna Berg was seen.", "Later Paris was seen."),
+        (swap_entity, "She and Anna Berg were seen.", "She and Paris were seen."),
+        (swap_entity, "Then Paris was seen.", None),  # "Then Paris" may be one name
+        (swap_entity, "Mr. Paris was seen.", None),
         (swap_entity, "Seen in Paris with Anna Berg.", None),  # no other name is left
         (swap_entity, "all in lower case", None),
         (change_number, "It opened 12 parks.", "It opened 13 parks."),
@@ -48,6 +50,12 @@ def test_changes_by_hand(change, text, expected):
     assert change(text, DOCUMENT) == expected
 
 
+def test_a_name_of_as_many_words_is_preferred():
+    document = "We met Anna Berg and Paris and Ms Eva Lind."
+    assert swap_entity("They saw John Smith.", document) == "They saw Anna Berg."
+    assert swap_entity("They saw Bob.", document) == "They saw Paris."
+
+
 def test_every_number_taken_leaves_no_change():
     assert change_number("7 men", " ".join(str(n) for n in range(10))) is None
 
@@ -55,7 +63,7 @@ def test_every_number_taken_leaves_no_change():
 def pairs() -> list[LabelledPair]:
     return [
         LabelledPair(DOCUMENT, "A lie about Paris.", False),
-        LabelledPair(DOCUMENT, "Now Paris was given 12 parks.", True),
+        LabelledPair(DOCUMENT, "Today, Paris was given 12 parks.", True),
         LabelledPair("One short line.", "A line.", True),
     ]
 
@@ -78,9 +86,9 @@ def test_the_texts_of_a_document():
         # The first sentence has no auxiliary verb, so it is the second.
         ("negation", "source_sentence"): (second, second.replace("was", "was not")),
         # Of the faithful summary, not of the first.
-        ("entity_swap", "summary"): (pairs()[1].summary, "Now Anna Berg was given 12 parks."),
-        ("number_change", "summary"): (pairs()[1].summary, "Now Paris was given 13 parks."),
-        ("negation", "summary"): (pairs()[1].summary, "Now Paris was not given 12 parks."),
+        ("entity_swap", "summary"): (pairs()[1].summary, "Today, Anna Berg was given 12 parks."),
+        ("number_change", "summary"): (pairs()[1].summary, "Today, Paris was given 13 parks."),
+        ("negation", "summary"): (pairs()[1].summary, "Today, Paris was not given 12 parks."),
     }
 
 

@@ -7,7 +7,7 @@ main = stage_command(
     "evaluate-student",
     EvaluateStudentConfig,
     "pipeline.evaluation.evaluate",
-    """Score models on a dataset: ROUGE-L of greedy outputs, response NLL, calibration.
+    """Score models on a dataset: answers, ROUGE, faithfulness, calibration, comparisons.
 
     \b
     evaluate-student --model student --model kd=other --data eval.jsonl --output scores.json

@@ -21,6 +21,7 @@ SENTENCE_WORDS = range(6, 41)
 ITSELF_WORDS = 100
 # Their negation contradicts; "may not" or "should not" would not.
 AUXILIARY = re.compile(r"\b(is|are|was|were|will|has|had|does|did)\b( not\b)?", re.IGNORECASE)
+CAPITALISED_BEFORE = re.compile(r"\b[^\W\d_a-z]\w*\.?\s+$")
 NEGATED = re.compile(r"n['\u2019]t\b|\b(?:no|never|nor|none|nothing|nobody|neither)\b", re.I)
 
 
@@ -95,15 +96,18 @@ def _changes(source: str, document: str, texts: Sequence[str]) -> list[KnownAnsw
 def swap_entity(text: str, document: str) -> str | None:
     """Return the text with its first name replaced by one of the document; None without any.
 
-    The other name shares no word with the text. Names: `novelty.find_entities`.
+    The other name shares no word with the text and has as many words where there is such a one.
+    A name right behind a capitalised word is left alone: it may go on from there. Names:
+    `novelty.find_entities`.
     """
     here = set(words(text))
     others = [name for name in find_entities(document) if here.isdisjoint(words(name))]
-    own = [name for name in find_entities(text) if name in text]
-    if not own or not others:
-        return None
-    changed = re.sub(rf"\b{re.escape(own[0])}\b", lambda _: others[0], text, count=1)
-    return None if changed == text else changed
+    for name in find_entities(text) if others else ():
+        for match in re.finditer(rf"\b{re.escape(name)}\b", text):
+            if not CAPITALISED_BEFORE.search(text[: match.start()]):
+                other = min(others, key=lambda one: len(one.split()) != len(name.split()))
+                return text[: match.start()] + other + text[match.end() :]
+    return None
 
 
 def change_number(text: str, document: str) -> str | None:
