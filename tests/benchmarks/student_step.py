@@ -112,8 +112,8 @@ def summarize(found: Found, peak_tflops: float | None = None) -> dict[str, Any]:
     seconds = {v: [step["seconds"] for step in steps] for v, steps in found.items()}
     memory = {v: max(step["memory"] for step in steps) for v, steps in found.items()}
     summary: dict[str, Any] = {}
-    for other in ("hf-sft", "naive-kd", "ours-sft", *VARIANTS[4:]):
-        key = "own_sft" if other == "ours-sft" else other.replace("-", "_")
+    for other in VARIANTS[1:]:
+        key = _key(other)
         is_there = other in found
         summary[f"time_ratio_vs_{key}"] = _ratio(found, other, "seconds") if is_there else None
         summary[f"cpu_ratio_vs_{key}"] = _ratio(found, other, "cpu_seconds") if is_there else None
@@ -140,6 +140,15 @@ def _ratio(found: Found, other: str, key: str) -> float:
     return round(statistics.median(ours[key] / theirs[key] for ours, theirs in pairs), 3)
 
 
+def _key(variant: str) -> str:
+    return "own_sft" if variant == "ours-sft" else variant.replace("-", "_")
+
+
+def _shown(summary: dict[str, Any], kind: str, variant: str) -> str:
+    value = 1 if variant == "ours-kd" else summary.get(f"{kind}_ratio_vs_{_key(variant)}")
+    return "-" if value is None else f"{value:.2f}"
+
+
 def table(summaries: dict[str, Any]) -> str:
     """Return Markdown of a JSON object of this script."""
     lines = []
@@ -153,14 +162,13 @@ def table(summaries: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         for name, seconds in summary["median_seconds"].items():
-            key = "own_sft" if name == "ours-sft" else name.replace("-", "_")
-            ratios = [summary.get(f"{kind}_ratio_vs_{key}", 1.0) for kind in KINDS]
+            ratios = [_shown(summary, kind, name) for kind in KINDS]
             teacher = summary["teacher_weights_mib"].get(name)
             beside = f" (and a teacher of {teacher})" if teacher else ""
             lines.append(
                 f"| {name} | {seconds:.3f} | {summary['tokens_per_second'][name]:.0f} | "
-                f"{ratios[0]:.2f} | {ratios[1]:.2f} | "
-                f"{summary['peak_mib_above_weights'][name]:.0f}{beside} | {ratios[2]:.2f} |"
+                f"{ratios[0]} | {ratios[1]} | "
+                f"{summary['peak_mib_above_weights'][name]:.0f}{beside} | {ratios[2]} |"
             )
         lines += [
             f"| {name} | not run: {why} | | | | | |" for name, why in summary["not_run"].items()
