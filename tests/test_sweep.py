@@ -389,9 +389,7 @@ def test_done_cells_are_skipped_and_what_is_missing_is_made_again(
     assert not is_done(jobs[1])
     (tmp_path / "told.yaml").rename(jobs[1].folder / "evaluate-evaluation.yaml")
     _damage(jobs)
-    with pytest.raises(
-        SweepError, match=r"1 of 5 failed:\n  alpha-1@0: train: .* other set"
-    ):
+    with pytest.raises(SweepError, match=r"1 of 5 failed:\n  alpha-1@0: train: .* other set"):
         run(config)
     printed = capsys.readouterr().out
     assert "2 of 5 are done already, 0 are new" in printed
