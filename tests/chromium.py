@@ -6,6 +6,7 @@ No package is needed for it: messages are JSON ended by a zero byte on file desc
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -84,6 +85,9 @@ class Chromium:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            # A page that crashed, for want of memory, never answers.
+            ready, _, _ = select.select([self._from], [], [], TIMEOUT_S)
+            assert ready, f"chromium said nothing for {TIMEOUT_S:.0f} s"
             part = os.read(self._from, 2**20)
             assert part, "chromium ended"
             self._rest += part

@@ -18,8 +18,9 @@ from sweep_factory import (
 
 from pipeline.cli.build_report import main
 from pipeline.errors import ConfigError, DataError
+from pipeline.report.arm_charts import pareto_front, pool_bins
 from pipeline.report.arms import first_model, group_arms
-from pipeline.report.charts import pareto_front, pool_bins, run_groups, spread
+from pipeline.report.charts import run_groups, spread
 from pipeline.report.config import BuildReportConfig
 from pipeline.report.failure_signs import claim_requirements, find_signs
 from pipeline.report.findings import answer, opening

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.report.charts import alpha_chart, pareto_chart, reliability_chart, runs_chart
+from pipeline.report.arm_charts import pareto_chart, reliability_chart
+from pipeline.report.charts import alpha_chart, runs_chart
 from pipeline.report.config import BuildReportConfig
 from pipeline.report.documents import Document
 from pipeline.report.drawing import Chart, require_matplotlib
