@@ -150,6 +150,11 @@ def test_why_a_process_ended(tmp_path: Path) -> None:
     log.write_text("== now a\nold\n== now b\nfirst\n 5%|\r 9%|\nError: no\n\n")
     assert read_last_part(log) == ["first", " 5%|", " 9%|", "Error: no"]
     assert last_words(log, 1) == "Error: no"
+    log.write_text("== now\nfirst\nError: other settings:\n  a: there 1\nchoose another\n")
+    assert last_words(log, 1) == "Error: other settings: a: there 1 choose another"
+    log.write_text("== now\nTraceback\n  here\nValueError: no\n")
+    assert last_words(log, 1) == "ValueError: no"
+    log.write_text("== now b\nError: no\n")
     assert last_words(log, -9) == (
         "ended by SIGKILL (too little memory?); the last line of its log: Error: no"
     )

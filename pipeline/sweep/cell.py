@@ -36,6 +36,11 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "evaluate_s": (int, float),
     "error": (str, type(None)),
 }
+# Settings that decide where a result lies or how fast it comes, not what it is.
+UNCOMPARED = {
+    "train-student": ("cache", "dry_run", "local_copy", "output", "report_to", "student"),
+    "evaluate-student": ("batch_size", "model", "output"),
+}
 # Processes of a sweep that was killed end by themselves, at once.
 WAIT_SECONDS = 60.0
 
@@ -96,6 +101,8 @@ def read_cell(job: Job) -> dict[str, Any] | None:
 def is_done(job: Job) -> bool:
     """Return whether the cell's record says so and everything it should have made is there.
 
+    Not if its commands were told otherwise: they are then asked again, and refuse by field.
+
     Raises:
         OutputExistsError: the record, or a scores file, is damaged.
     """
@@ -108,6 +115,8 @@ def is_done(job: Job) -> bool:
             return False
         if not read_record(student)["finished"]:
             return False
+    if not all(part.was_told(job.folder) for part in _parts(job)):
+        return False
     return all(_is_scored(job, evaluation) for evaluation in job.evaluations)
 
 
@@ -189,6 +198,19 @@ class _Part:
         path.write_text(yaml.safe_dump({self.command: self.settings}), encoding="utf-8")
         return path
 
+    def was_told(self, folder: Path) -> bool:
+        """Whether the file there says the same, but for where things lie and how fast they are."""
+        try:
+            text = (folder / f"{self.name}.yaml").read_text(encoding="utf-8")
+            told = dict(yaml.safe_load(text)[self.command])
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            return False
+        uncompared = UNCOMPARED[self.command]
+        return all(
+            told.get(name) == self.settings.get(name)
+            for name in {*told, *self.settings} - {*uncompared}
+        )
+
 
 def _parts(job: Job) -> list[_Part]:
     parts = []
@@ -203,14 +225,15 @@ def _parts(job: Job) -> list[_Part]:
 
 
 def last_words(log: Path, code: int) -> str:
-    """Return why a process ended: its last line, and the signal if one ended it."""
+    """Return why a process ended: its error or else its last line, and what signal ended it."""
     lines = read_last_part(log)
-    last = lines[-1] if lines else "it printed nothing"
+    errors = [number for number, line in enumerate(lines) if line.startswith("Error: ")]
+    last = lines[errors[-1] if errors else -1 :] or ["it printed nothing"]
     if code >= 0:
-        return last
+        return " ".join(line.strip() for line in last)
     name = signal.Signals(-code).name
     reason = " (too little memory?)" if name == "SIGKILL" else ""
-    return f"ended by {name}{reason}; the last line of its log: {last}"
+    return f"ended by {name}{reason}; the last line of its log: {last[-1]}"
 
 
 def read_last_part(log: Path, max_bytes: int = 2**16) -> list[str]:

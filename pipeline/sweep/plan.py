@@ -16,6 +16,7 @@ from pipeline.cli.reference import load_command
 from pipeline.errors import ConfigError, OutputExistsError
 from pipeline.models.checkpoint import find_checkpoint, fingerprint_checkpoint, fingerprint_shape
 from pipeline.run_record import differences, installed_versions, write_json
+from pipeline.sweep.cell import UNCOMPARED
 from pipeline.sweep.config import SweepAlphaConfig
 from pipeline.sweep.documents import read_document
 from pipeline.sweep.grid import GIVEN, Cell, make_cells, read_axes
@@ -26,8 +27,6 @@ PLAN_NAME = "sweep.json"
 FORMAT = {"name": "smoothkd-sweep", "version": 1}
 # What a sweep makes beside its plan. Each cell is checked on its own, so a lost plan can be remade.
 OWN_NAMES = ("baselines", "cells", "cost.json", "scores", "sweep.lock")
-# Settings of train-student that change no result.
-NO_PART = ("dry_run", "local_copy", "report_to")
 # One evaluation without a name of its own.
 ONLY_EVALUATION = "evaluation"
 
@@ -214,6 +213,8 @@ def claim_sweep(output: Path, plan: SweepPlan) -> int:
     old, new = _compared(there), _compared(asked)
     for part in ("cells", "evaluations", "baselines"):
         new[part] = {name: new[part][name] for name in new[part] if name in old[part]}
+    # One that is only evaluated is known by its scores, which hold its fingerprint.
+    new["baselines"] = {name: old["baselines"][name] for name in new["baselines"]}
     lines = differences(old, new)
     if lines:
         raise OutputExistsError(
@@ -239,19 +240,16 @@ PLAN_FIELDS = {
 
 
 def _compared(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a plan that must stay: no places, no versions; cells by name.
-
-    A model that is only evaluated is known by its scores, which hold its fingerprint.
-    """
+    """Return the part of a plan that must stay: no places, no versions; cells by name."""
     return {
         "format": document["format"],
         "cells": {cell["name"]: cell["settings"] for cell in document["cells"]},
-        "train_student": _without(document["train_student"], NO_PART),
+        "train_student": _without(document["train_student"], UNCOMPARED["train-student"]),
         "evaluations": {
-            name: _without(settings, ("baseline", "batch_size"))
+            name: _without(settings, ("baseline", *UNCOMPARED["evaluate-student"]))
             for name, settings in document["evaluations"].items()
         },
-        "baselines": dict.fromkeys(document["baselines"]),
+        "baselines": document["baselines"],
         "student": {"fingerprint": document["student"]["fingerprint"]},
         "cache": {"fingerprint": document["cache"]["fingerprint"]},
     }

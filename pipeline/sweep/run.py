@@ -148,7 +148,8 @@ def _describe_failed(jobs: Sequence[Job], done: Sequence[Job]) -> dict[str, str]
     for job in jobs:
         if job.name not in names:
             record = read_cell(job)
-            failed[job.name] = (record and record["error"]) or "it left no record"
+            reason = record and record["error"]
+            failed[job.name] = reason or f"its record or its files in {job.folder} are missing"
     return failed
 
 

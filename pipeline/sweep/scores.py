@@ -24,6 +24,9 @@ from pipeline.sweep.cell import Job, last_words, read_scores
 from pipeline.sweep.children import Children
 from storage_schema.publish import temporary_path
 
+# The folders evaluate-student keeps beside a scores file, whichever of them there are.
+ROWS = ("predictions", "answers")
+
 
 def combine_scores(
     output: Path, name: str, settings: dict[str, Any], jobs: Sequence[Job], children: Children
@@ -100,13 +103,14 @@ def _fingerprint(merged: dict[str, Any], settings: dict[str, Any]) -> str:
 
 def _take_rows(job: Job, name: str, path: Path) -> None:
     """Put the cell's rows beside the combined file: linked where possible, they are large."""
-    source = job.folder / "predictions" / job.scores_path(name).stem
-    target = path.parent / "predictions" / path.stem
-    target.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.glob(f"{job.name}.*jsonl")):
-        temporary = temporary_path(target / file.name)
-        try:
-            os.link(file, temporary)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(file, temporary)
-        os.replace(temporary, target / file.name)
+    for kind in ROWS:
+        source = job.folder / kind / job.scores_path(name).stem
+        target = path.parent / kind / path.stem
+        for file in sorted(source.glob(f"{job.name}.*jsonl")):
+            target.mkdir(parents=True, exist_ok=True)
+            temporary = temporary_path(target / file.name)
+            try:
+                os.link(file, temporary)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(file, temporary)
+            os.replace(temporary, target / file.name)
