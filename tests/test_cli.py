@@ -72,7 +72,7 @@ def test_every_flag_is_listed_here_so_that_none_appears_by_accident() -> None:
     training |= {"learning_rate", "batch_size", "gradient_accumulation_steps", "warmup_ratio"}
     training |= {"lr_schedule", "weight_decay", "max_grad_norm", "seed", "save_every_steps"}
     training |= {"gradient_checkpointing", "dtype", "trust_remote_code", "revision", "report_to"}
-    training |= {"merge", "batching", "eval_share", "early_stopping_patience"}
+    training |= {"merge", "batching", "eval_share", "early_stopping_patience", "dry_run"}
     assert flags["finetune-teacher"] == data | training | every | {
         "model",
         "output",
@@ -130,6 +130,7 @@ def test_every_flag_is_listed_here_so_that_none_appears_by_accident() -> None:
         "num_partitions",
         "partition",
         "ray",
+        "dry_run",
         "dtype",
         "examples_per_shard",
     }
