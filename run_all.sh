@@ -120,10 +120,8 @@ stage_name="reading the recipe $recipe"
 assignments=$("$bin/python" -m pipeline.cli.recipe "$recipe")
 eval "$assignments" # config, output, demo_model, baselines, student, teacher, finetune, generate
 
-report=
-[ ! -x "$bin/build-report" ] || report=yes
-stages=2
-for optional in "$demo_model" "$finetune" "$generate" "$report"; do
+stages=3
+for optional in "$demo_model" "$finetune" "$generate"; do
     [ -z "$optional" ] || stages=$((stages + 1))
 done
 number=0
@@ -153,8 +151,7 @@ for baseline in $baselines; do
 done
 stage sweep-alpha "$bin/sweep-alpha" --config "$config" --student "$student" \
     --cache "$output/cache" --output "$output/sweep" "${baseline_flags[@]}"
-[ -z "$report" ] ||
-    stage build-report "$bin/build-report" --config "$config" --sweep "$output/sweep" --output "$output/report.html"
+stage build-report "$bin/build-report" --config "$config" --sweep "$output/sweep" --output "$output/report.html"
 
 say "done in $((SECONDS - began)) s"
 [ -z "$finetune" ] || echo "teacher   $output/teacher"
@@ -169,4 +166,4 @@ PY
 echo "students  $output/sweep/cells"
 for scores in "$output"/sweep/scores/*.json; do echo "scores    $scores"; done
 echo "cost      $output/sweep/cost.json"
-[ -z "$report" ] || echo "report    $output/report.html"
+echo "report    $output/report.html"
