@@ -34,6 +34,7 @@ def test_every_block_runs(
     assert "log_tail_mass" in namespace["rows"].column_names
     assert set(namespace["scores"]["models"]) == {"sft", "kd"}
     assert {"alpha-0@0", "alpha-1@0"} <= set(namespace["swept"]["cells"])
+    assert (tmp_path / "report.html").stat().st_size > 10_000
     assert namespace["model"].get_input_embeddings().weight.grad is not None
 
 
