@@ -173,4 +173,9 @@ def test_precompute_logits_on_a_full_disk(
     filler.unlink()
     done = precompute(cache)
     assert done.returncode == 0, done.stderr
-    assert files(cache) == files(tmp_path / "whole-run")
+    # What each pass took is no part of the cache, and has a name and times of its own.
+    whole, made = (
+        {name: text for name, text in files(path).items() if not name.startswith("passes/")}
+        for path in (tmp_path / "whole-run", cache)
+    )
+    assert made == whole

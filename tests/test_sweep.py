@@ -69,6 +69,7 @@ def recipe(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
         },
         "evaluate-student": {
             "data": str(data),
+            "engine": "transformers",  # vLLM takes no model this small
             "max-new-tokens": 4,
             "max-prompt-tokens": 200,
             "max-sequence-tokens": 240,

@@ -124,6 +124,8 @@ def write_result(
     state_dict = (
         trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     )
+    # A process that is behind may still look for the best checkpoint.
+    trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         model = trainer.model
         if settings.merge:
