@@ -278,7 +278,7 @@ def numbers(scores: Path) -> dict[str, Any]:
     """What a scores file says, without times, machines and places."""
     document: dict[str, Any] = json.loads(scores.read_text())
     for entry in document["models"].values():
-        del entry["seconds"], entry["made_with"], entry["checkpoint"]
+        del entry["seconds"], entry["cost"], entry["made_with"], entry["checkpoint"]
     return document
 
 
