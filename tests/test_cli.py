@@ -361,9 +361,9 @@ def test_recipes_are_found_by_name_or_path(tmp_path: Path) -> None:
         ),
         (
             {"evaluate-student": {"data": "d", "model": "m"}},
-            "evaluations.evaluation.model is given by sweep-alpha, which would ignore 'm'",
+            "evaluate-student.model is given by sweep-alpha, which would ignore 'm'",
         ),
-        ({"evaluate-student": {}}, "evaluations.evaluation: --data is '': expected a file"),
+        ({"evaluate-student": {}}, "evaluate-student: --data is '': expected a file"),
         ({"evaluations": {"a/b": {}}}, "evaluations.a/b: a name becomes a file name"),
         ({"evaluations": {"x": {"dat": 1}}}, "evaluations.x has no setting 'dat'; it has base"),
         ({"evaluations": [1]}, r"evaluations is \[1\], expected a name and its settings"),
@@ -372,7 +372,7 @@ def test_recipes_are_found_by_name_or_path(tmp_path: Path) -> None:
             "--baseline 'alpha-5': no --model has that name; there are student, alpha-0, "
             "alpha-0.01, alpha-0.1, alpha-1, alpha-10",
         ),
-        ({"evaluate-student": {"data": "d", "batch-size": 0}}, "evaluation: --batch-size 0"),
+        ({"evaluate-student": {"data": "d", "batch-size": 0}}, "evaluate-student: --batch-size 0"),
         (
             {"finetune-teacher": {"data": "d"}, "precompute-logits": {"data": "d"}},
             "finetune-teacher: Missing option '--model'",

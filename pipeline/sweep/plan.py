@@ -145,7 +145,8 @@ def _read_evaluations(
     models = [f"{name}=x" for name in (*baselines, *(cell.name for cell in cells))]
     evaluations = {}
     for name, own in named.items():
-        place = f"{where}: evaluations.{name}"
+        section = f"evaluations.{name}" if document.get("evaluations") else "evaluate-student"
+        place = f"{where}: {section}"
         if not str(name).replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"{place}: a name becomes a file name: letters, digits, - and _ only")
         settings = {**shared, **read_settings(own, place)}
