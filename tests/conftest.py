@@ -24,13 +24,15 @@ SENTENCES = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n`, keep a file's tests in one process, and all engines one after another in one.
 
     Engines (vLLM, Ray) take memory and all cores; a file shares its fixtures.
     """
+    engines = {item.path for item in items if item.get_closest_marker("vllm") is not None}
     for item in items:
-        is_engine = item.get_closest_marker("vllm") is not None or item.path.stem == "test_ray"
+        is_engine = item.path in engines or item.path.stem == "test_ray"
         group = "engines" if is_engine else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
 

@@ -120,6 +120,24 @@ def test_a_task_of_ones_own(
         evaluate.run(config(data, *models, task=(str(task),)))
 
 
+def test_the_packaged_task_reads_a_local_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"question": f"Is it {n}?", "choices": ["No.", f"It is {n}.", "Ask."], "label": n % 3}
+        for n in range(6)
+    ]
+    (tmp_path / "truthfulqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    packaged = Path(evaluate.__file__).parents[1] / "recipes" / "tasks" / "truthfulqa-local.yaml"
+    (task,) = find_tasks((str(packaged),)).values()
+    document = task.eval_docs[4]
+    assert task.doc_to_text(document) == "Q: Is it 4?\nA:"
+    assert task.doc_to_choice(document) == ["No.", "It is 4.", "Ask."]
+    assert task.doc_to_target(document) == 1
+
+
 def test_wrong_tasks_are_named(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_tasks(()) == {}
     with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):

@@ -125,4 +125,4 @@ def test_vllm_serves_the_adapter(student: Path, demo_model: Path) -> None:
     adapter = LoRARequest("student", 1, str(student))
     adapted = llm.generate(prompt, sampling, use_tqdm=False, lora_request=adapter)[0].outputs[0]
     assert abs(adapted.cumulative_logprob - plain.cumulative_logprob) > 0.01
-    del llm
+    llm.llm_engine.engine_core.shutdown()

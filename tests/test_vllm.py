@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_partitions import COMMAND, as_flags
 
 from pipeline.errors import EngineError
@@ -93,6 +94,7 @@ def test_both_engines_give_the_same_rows_in_float32(
     ours = score(demo_model, data, tmp_path / "vllm", engine="vllm", **settings)
     plain = score(demo_model, data, tmp_path / "plain", engine="transformers", **settings)
     assert ours.plan.engine["name"] == "vllm"
+    assert not torch.distributed.is_initialized()  # the engine is gone, with what it set up
     entry, label = worst_difference(ours, plain)
     # A float16 step is 0.0078 nats above 8 nats; the engines themselves differ by 1e-4.
     assert entry < 0.02
@@ -127,7 +129,6 @@ def test_both_engines_agree_within_bfloat16(demo_model: Path, data: Path, tmp_pa
 def test_an_adapter_is_scored_as_merged_and_leaves_nothing_behind(
     demo_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -151,6 +152,7 @@ def test_an_adapter_is_scored_as_merged_and_leaves_nothing_behind(
     assert uses == ["served", "merged", "merged", "merged", None]
     assert sorted(path.name for path in (tmp_path / "vllm").iterdir()) == [
         "manifest.json",
+        "passes",
         "plan.json",
         "shards",
     ]

@@ -4,6 +4,7 @@ The hook route (`vllm_hook`) scores response rows inside vLLM's workers. The pub
 (`vllm_public`) asks for prompt log-probabilities, for vLLM versions whose inside is not known.
 """
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -172,8 +173,15 @@ class VllmEngine:
         return number
 
     def close(self) -> None:
-        """Stop the engine and delete a merged copy."""
-        del self._llm
+        """Stop the engine, so that its memory is free when this returns; delete a merged copy.
+
+        Called at most once; nothing else works afterwards.
+        """
+        # An engine in this process leaves torch's process group behind unless it is told to stop,
+        # and hides its weights and cache from the garbage collector.
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm, self.route  # which knows it, too
+        gc.collect()
         self._copies.close()
 
 
