@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from pipeline.student.config import TrainStudentConfig
 from pipeline.student.kl_settings import KlSettings
 from pipeline.sweep.config import SweepAlphaConfig, split_axes
 from pipeline.sweep.grid import KL_SETTINGS, count_steps, make_cells, name_arm, read_axes
+from pipeline.sweep.plan import read_sweep_settings
 
 
 def config(**changes: Any) -> SweepAlphaConfig:
@@ -109,6 +111,13 @@ def test_nothing_is_given_twice() -> None:
 def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(**changes)
+
+
+def test_a_setting_no_student_has_is_named_with_its_section(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("train-student: {student: x, tails: ghost}\n")
+    with pytest.raises(ConfigError, match="my.yaml: train-student has no setting 'tails'; it has"):
+        read_sweep_settings(config(config=str(file)))
 
 
 def test_the_settings_of_the_kl_term_are_those_the_trainer_gives_it() -> None:

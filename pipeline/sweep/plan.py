@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.command import StageCommand, read_sections, read_settings
+from pipeline.cli.command import StageCommand, read_section, read_sections, read_settings
 from pipeline.cli.reference import load_command
 from pipeline.errors import ConfigError, OutputExistsError
 from pipeline.models.checkpoint import find_checkpoint, fingerprint_checkpoint, fingerprint_shape
@@ -86,7 +86,9 @@ def read_sweep_settings(config: SweepAlphaConfig) -> SweepSettings:
     document = {} if config.config is None else read_sections(Path(config.config))
     where = config.config or "sweep-alpha"
     train_student = load_command("train-student")
-    base = read_settings(document.get("train-student"), f"{where}: section train-student")
+    known = {field.name for field in dataclasses.fields(train_student.config_type)}
+    file = config.config
+    base = {} if file is None else read_section(Path(file), "train-student", known)
     student = config.student or base.pop("student", None)
     base.pop("student", None)
     if student is None:
