@@ -27,7 +27,7 @@ DEVICES = (
     Device("H100 80 GB", 989e12, 80e9, 3.35e12),
     Device("H200 141 GB", 989e12, 141e9, 4.8e12),
 )
-# What the demo reached on two cores of a virtual machine (README, 2026-11-22): 229 tokens/s of
+# What a run of the demo reached on two cores of a virtual machine (2026-11-22): 229 tokens/s of
 # training and 1,854 of scoring, as operations by the functions here, and 0.1 s for a step of
 # generation at batch size 8. The peak is set so that UTILISATION of it is that.
 TWO_CORES_TRAINING = Device("2 CPU cores", 0.30e12, 0.0, 2.7e9)

@@ -10,7 +10,7 @@ from storage_schema import Plan
 from storage_schema.errors import CacheWriteError
 from storage_schema.location import Location
 
-# Bytes on disk. docs/results/cache-codec.md has whole files of 2.2 to 2.9 bytes an entry; labels,
+# Bytes on disk. docs/results/cache-codec.md has whole files of 2.1 to 3.1 bytes an entry; labels,
 # tail mass and counts take about 5 bytes a response token, token ids 1.5 to 2.5 each.
 ENTRY_BYTES = (2.0, 2.9)
 ROW_BYTES = (2.0, 6.0)
