@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cache_factory import make_cache, random_responses
@@ -88,6 +89,11 @@ def test_a_cache_of_logits_trains_as_one_of_rounded_values_does(tiny_model, tmp_
     assert losses[0] == pytest.approx(losses[1], abs=2e-3)
 
 
+def test_a_tail_that_is_kept_is_no_reason_to_warn(tiny_model, cache, tmp_path, capsys):
+    run(make_config(tiny_model, cache, tmp_path / "student", max_steps=1, tail="ghost"))
+    assert "the entries used hold" not in capsys.readouterr().out
+
+
 def test_adapter_is_saved_recorded_and_loads(tiny_model, cache, tmp_path, capsys):
     output = tmp_path / "student"
     result = run(make_config(tiny_model, cache, output))
@@ -99,6 +105,9 @@ def test_adapter_is_saved_recorded_and_loads(tiny_model, cache, tmp_path, capsys
     printed = capsys.readouterr().out
     assert f"written to {output}" in printed
     assert f"KL {result['first']['kl']:.4f} -> {result['last']['kl']:.4f}" in printed
+    mass = np.mean([step["teacher_mass"] for step in result["history"]])
+    assert mass < 0.95
+    assert f"the entries used hold {mass:.3f} of the teacher's probability" in printed
 
     files = {path.name for path in output.iterdir() if path.is_file()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= files

@@ -28,6 +28,8 @@ from storage_schema.response import Response
 
 COMMAND = "train-student"
 SHOWN = (("CE", "ce"), ("KL", "kl"))
+# Below this mean mass verify-cache warns, too.
+LOW_MASS = 0.95
 
 
 def train_model(
@@ -81,6 +83,8 @@ def train_model(
     )
     if trainer.is_world_process_zero():
         _print_summary(config, summary)
+        if config.tail == "renormalize" and cache.plan.support["kind"] == "top_k":
+            _say_what_was_scaled(summary["history"])
 
 
 def _check_batch_tokens(config: TrainStudentConfig, longest_sequence: int) -> None:
@@ -175,4 +179,15 @@ def _print_summary(config: TrainStudentConfig, summary: dict[str, Any]) -> None:
         print(
             f"held out, at step {at}, which is kept: CE {best['eval_ce']:.4f}, "
             f"KL {best['eval_kl']:.4f}, ECE {best['eval_ece']:.4f}"
+        )
+
+
+def _say_what_was_scaled(history: list[dict[str, Any]]) -> None:
+    """Say where renormalize taught more certainty than the teacher has."""
+    masses = [step["teacher_mass"] for step in history if "teacher_mass" in step]
+    if masses and np.mean(masses) < LOW_MASS:
+        print(
+            f"warning: the entries used hold {np.mean(masses):.3f} of the teacher's probability on "
+            "average, and --tail renormalize scaled them up to 1: the student was taught more "
+            "certainty than the teacher has. --tail ghost does not do that (docs/losses.md)"
         )
