@@ -226,6 +226,8 @@ def test_workers_read_the_same_numbers(path: Path, method: str) -> None:
     indices = [0, 5, ROW_GROUP_RESPONSES + 1, len(RESPONSES) - 1]
     with multiprocessing.get_context(method).Pool(2) as pool:
         found = pool.starmap(read_some, [(cache, indices)] * 2)
+        pool.close()
+        pool.join()  # or the end of the block kills workers, which some libraries' handlers survive
     assert found == [[RESPONSES[i].entry_logprobs.tobytes() for i in indices]] * 2
 
 
