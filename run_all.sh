@@ -111,7 +111,7 @@ if [ "$mode" = test ]; then
     install eval,demo,dev
     cd "$here"
     # Two at a time; tests/conftest.py says which must not meet. A later -n in "$@" counts.
-    exec "$bin/python" -m pytest -n 2 --dist loadgroup "$@"
+    exec "$bin/python" -m pytest -n 2 --dist loadscope "$@"
 fi
 
 install eval,demo

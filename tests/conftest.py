@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,17 +25,40 @@ SENTENCES = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n`, keep a file's tests in one process, and all engines one after another in one.
+# Engines (vLLM, Ray) take gigabytes and all cores: one after another.
+ENGINE_FILES = {
+    "test_end_to_end.py",
+    "test_evaluation_answers.py",
+    "test_generate_responses.py",
+    "test_quantized_teacher.py",
+    "test_ray.py",
+    "test_vllm.py",
+    "test_vllm_hook.py",
+}
 
-    Engines (vLLM, Ray) take memory and all cores; a file shares its fixtures.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, keep a file's tests in one process, which share fixtures, and all engines, too.
+
+    A scheduler, because `--dist loadgroup` of pytest-xdist 3.8 does not see its groups under
+    pytest 9.
     """
-    engines = {item.path for item in items if item.get_closest_marker("vllm") is not None}
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.split("::", 1)[0]).name
+            return "engines" if file in ENGINE_FILES else file
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a test of vLLM in a file that ENGINE_FILES does not name."""
     for item in items:
-        is_engine = item.path in engines or item.path.stem == "test_ray"
-        group = "engines" if is_engine else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+        if item.get_closest_marker("vllm") is not None and item.path.name not in ENGINE_FILES:
+            raise pytest.UsageError(f"{item.path.name} starts vLLM: name it in ENGINE_FILES")
 
 
 @pytest.fixture(scope="session")
