@@ -18,6 +18,7 @@ from pipeline.sweep.children import Children
 from pipeline.sweep.locking import locked
 from pipeline.sweep.places import make_places
 from pipeline.sweep.schedule import run_here
+from pipeline.sweep.scores import _take_rows
 from pipeline.sweep.table import SweepTable, _fit, format_seconds
 from pipeline.sweep.watch import CellState, Watch, estimate_seconds_left
 
@@ -143,6 +144,21 @@ def test_a_damaged_record_is_named(
     path.write_text(text[:40] if change is None else json.dumps({**json.loads(text), **change}))
     with pytest.raises(OutputExistsError, match=message):
         read_cell(job)
+
+
+def test_rows_are_taken_again_without_a_trace(tmp_path: Path) -> None:
+    """A second time, and after a kill: a link that replaces itself stays, says POSIX."""
+    job = make_job(tmp_path)
+    source = job.folder / "predictions" / job.scores_path("x").stem
+    source.mkdir(parents=True)
+    (source / f"{job.name}.jsonl").write_text("{}\n")
+    target = tmp_path / "scores" / "predictions" / "x"
+    for _ in range(2):
+        _take_rows(job, "x", tmp_path / "scores" / "x.json")
+        assert [path.name for path in target.iterdir()] == [f"{job.name}.jsonl"]
+        (target / f"{job.name}.jsonl.tmp-vm-1-0").write_text("")  # what a kill would leave
+    _take_rows(job, "x", tmp_path / "scores" / "x.json")
+    assert [path.name for path in target.iterdir()] == [f"{job.name}.jsonl"]
 
 
 def test_why_a_process_ended(tmp_path: Path) -> None:
