@@ -25,11 +25,10 @@ from pipeline.training.quiet import quiet_transformers
 from pipeline.training.run import claim_output, train, write_result
 from storage_schema.reader import LogitCache
 from storage_schema.response import Response
+from storage_schema.statistics import LOW_STORED_MASS
 
 COMMAND = "train-student"
 SHOWN = (("CE", "ce"), ("KL", "kl"))
-# Below this mean mass verify-cache warns, too.
-LOW_MASS = 0.95
 
 
 def train_model(
@@ -185,7 +184,7 @@ def _print_summary(config: TrainStudentConfig, summary: dict[str, Any]) -> None:
 def _say_what_was_scaled(history: list[dict[str, Any]]) -> None:
     """Say where renormalize taught more certainty than the teacher has."""
     masses = [step["teacher_mass"] for step in history if "teacher_mass" in step]
-    if masses and np.mean(masses) < LOW_MASS:
+    if masses and np.mean(masses) < LOW_STORED_MASS:
         print(
             f"warning: the entries used hold {np.mean(masses):.3f} of the teacher's probability on "
             "average, and --tail renormalize scaled them up to 1: the student was taught more "

@@ -7,10 +7,8 @@ from pipeline.teacher.verify_config import VerifyCacheConfig
 from pipeline.teacher.verify_table import format_report
 from storage_schema import Response
 from storage_schema.audit import CacheAudit
-from storage_schema.statistics import CacheStatistics
+from storage_schema.statistics import LOW_STORED_MASS, CacheStatistics
 
-# Below this mean stored mass, renormalizing raises probabilities by more than 5 % on average.
-LOW_MASS = 0.95
 # Above it, a difference from the cache is more than low-precision noise of two engines.
 LARGE_DIFFERENCE_NATS = 0.1
 
@@ -96,7 +94,7 @@ def _warnings(result: dict[str, Any]) -> list[str]:
             f"{len(result['strangers'])} files here are no part of the cache and are ignored: "
             f"{shown}{', ...' if len(result['strangers']) > 5 else ''}"
         )
-    if result["renormalized"] is not None and result["stored_mass"]["mean"] < LOW_MASS:
+    if result["renormalized"] is not None and result["stored_mass"]["mean"] < LOW_STORED_MASS:
         warnings.append(_sharpening(result))
     warnings += _drawn_from_another(result["entropy"])
     if result["rescored"] is not None:
