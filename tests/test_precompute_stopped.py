@@ -7,13 +7,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from test_partitions import COMMAND, as_flags
 from test_precompute import files, settings, write_data  # noqa: F401
 
-from pipeline.errors import StoppedError
+from pipeline.errors import ConfigError, StoppedError
 from pipeline.stopping import stopped_by_signals
 from pipeline.teacher import expectations
 from pipeline.teacher.precompute import run
@@ -174,16 +175,43 @@ def test_estimates_follow_the_entries_a_row_can_hold() -> None:
     assert entries(k=64, min_prob=0.0) == (64, 64)
     assert entries(k=64, min_prob=1e-4) == (1, 64)
     assert entries(k=64, min_prob=0.1) == (1, 10)
-    work = expectations.Work(1, 1, prompt_tokens=100, response_tokens=1000)
+    work = expectations.Work(1, 1, prompt_tokens=100, response_tokens=1000, group_tokens=1000)
     plan.support.update(k=64, min_prob=0.0)
     low, high = expectations.estimate_bytes(plan, work)
     assert low == 1000 * (64 * 2.0 + 2.0) + 1100 * 1.0
     assert high == 1000 * (64 * 2.9 + 6.0) + 1100 * 2.5
-    first = expectations.Work(1, 1, prompt_tokens=10, response_tokens=100)
+    first = expectations.Work(1, 1, prompt_tokens=10, response_tokens=100, group_tokens=100)
     line = expectations.describe_first_shard(5000, first, work, 110, 10.0)
     assert line == (
         "first shard: 50.0 bytes per response token, so about 50 kB in all; about 90 s left"
     )
+
+
+def test_memory_of_a_row_group_is_looked_at_before_the_pass(monkeypatch, tmp_path: Path) -> None:
+    from fake_engine import make_examples, make_plan
+
+    examples = make_examples(5)
+    plan = make_plan(examples, engine="vllm", examples_per_shard=2)
+    plan.support.update(k=64, min_prob=0.0)
+    tokens = [example.num_response_tokens for example in examples]
+    most = max(tokens[0] + tokens[1], tokens[2] + tokens[3], tokens[4])
+    work = expectations.measure_work(plan, examples, range(3))
+    assert work.group_tokens == most
+    needed = most * 64 * expectations.ENTRY_MEMORY
+
+    def lines(free: int) -> str:
+        memory = SimpleNamespace(available=free)
+        monkeypatch.setattr(expectations.psutil, "virtual_memory", lambda: memory)
+        return expectations.describe_work(plan, work, tmp_path)
+
+    assert "of memory" not in lines(needed + 1)
+    warning = lines(needed).splitlines()[2]
+    assert "warning: writing the largest row group may take " in warning
+    assert "lower --examples-per-shard (2) below 128" in warning
+    expectations.check_row_groups(plan, examples)
+    monkeypatch.setattr(expectations, "MOST_ENTRIES", most * 64 - 1)
+    with pytest.raises(ConfigError, match=f"{most} response tokens, would hold {most * 64} entri"):
+        expectations.check_row_groups(plan, examples)
 
 
 @pytest.mark.parametrize(

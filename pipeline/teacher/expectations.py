@@ -1,13 +1,17 @@
 """What a teacher pass will take, said before it starts and again after its first shard."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from pipeline.data.tokenization import Example
+from pipeline.errors import ConfigError
 from storage_schema import Plan
 from storage_schema.errors import CacheWriteError
+from storage_schema.layout import ROW_GROUP_RESPONSES
 from storage_schema.location import Location
 
 # Bytes on disk. docs/results/cache-codec.md has whole files of 2.1 to 3.1 bytes an entry; labels,
@@ -15,16 +19,21 @@ from storage_schema.location import Location
 ENTRY_BYTES = (2.0, 2.9)
 ROW_BYTES = (2.0, 6.0)
 TOKEN_BYTES = (1.0, 2.5)
+# Bytes of memory, the peak of write_shard on a row group of 49,152 entries a row.
+ENTRY_MEMORY = 28
+# What one column of a row group can hold, in Arrow's 32-bit offsets.
+MOST_ENTRIES = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be scored."""
+    """What is to be scored; `group_tokens` are the response tokens of its largest row group."""
 
     num_shards: int
     num_examples: int
     prompt_tokens: int
     response_tokens: int
+    group_tokens: int
 
     @property
     def tokens(self) -> int:
@@ -40,7 +49,32 @@ def measure_work(plan: Plan, examples: Sequence[Example], shards: Sequence[int])
         num_examples=len(positions),
         prompt_tokens=sum(examples[i].response_start for i in positions),
         response_tokens=sum(examples[i].num_response_tokens for i in positions),
+        group_tokens=max(_row_groups(plan, examples, shards), default=0),
     )
+
+
+def _row_groups(plan: Plan, examples: Sequence[Example], shards: Sequence[int]) -> Iterator[int]:
+    """Yield the response tokens of every row group of the shards."""
+    for shard in shards:
+        positions = plan.shard_examples(shard)
+        for start in range(0, len(positions), ROW_GROUP_RESPONSES):
+            group = positions[start : start + ROW_GROUP_RESPONSES]
+            yield sum(examples[i].num_response_tokens for i in group)
+
+
+def check_row_groups(plan: Plan, examples: Sequence[Example]) -> None:
+    """Check that no row group is sure to hold more entries than a column can.
+
+    Raises:
+        ConfigError: one is.
+    """
+    tokens = max(_row_groups(plan, examples, range(plan.num_shards)), default=0)
+    least, _ = entries_per_row(plan)
+    if least * tokens > MOST_ENTRIES:
+        raise ConfigError(
+            f"the largest row group, {tokens} response tokens, would hold {least * tokens} "
+            f"entries, a column takes {MOST_ENTRIES}: {_lower(plan)}"
+        )
 
 
 def entries_per_row(plan: Plan) -> tuple[int, int]:
@@ -78,6 +112,7 @@ def describe_work(plan: Plan, work: Work, cache: Location) -> str:
         f"{work.prompt_tokens} prompt and {work.response_tokens} response tokens",
         f"to write: {show_bytes(low)} to {show_bytes(high)} ({least} to {most} entries per "
         "response token)",
+        *_describe_memory(plan, work),
     ]
     if not isinstance(cache, Path):  # an object store does not tell
         return "\n".join(lines)
@@ -87,10 +122,29 @@ def describe_work(plan: Plan, work: Work, cache: Location) -> str:
             f"the shards will take at least {show_bytes(low)}, {cache} has {show_bytes(free)} "
             "left: free some space, or store fewer entries with --k or --min-prob"
         )
-    lines[-1] += f"; {show_bytes(free)} are free at {cache}"
+    lines[1] += f"; {show_bytes(free)} are free at {cache}"
     if free < high:
         lines.append("warning: that may not be enough; the first shard will tell")
     return "\n".join(lines)
+
+
+def _describe_memory(plan: Plan, work: Work) -> list[str]:
+    """Return a warning where a row group may take more memory than is free, or nothing."""
+    needed = entries_per_row(plan)[1] * work.group_tokens * ENTRY_MEMORY
+    free = psutil.virtual_memory().available
+    if needed < free:
+        return []
+    return [
+        f"warning: writing the largest row group may take {show_bytes(needed)} of memory, "
+        f"{show_bytes(free)} are free: {_lower(plan)}"
+    ]
+
+
+def _lower(plan: Plan) -> str:
+    return (
+        f"lower --examples-per-shard ({plan.examples_per_shard}) below {ROW_GROUP_RESPONSES}, the "
+        "responses of a row group, or store fewer entries with --k or --min-prob"
+    )
 
 
 def describe_first_shard(

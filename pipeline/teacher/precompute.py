@@ -27,6 +27,7 @@ from pipeline.teacher.engine import (
     describe_engine,
     pick_route,
 )
+from pipeline.teacher.expectations import check_row_groups
 from pipeline.teacher.pass_report import PassReport
 from pipeline.teacher.precompute_config import PrecomputeConfig
 from pipeline.teacher.scoring import start_engine
@@ -68,6 +69,7 @@ def run(config: PrecomputeConfig) -> dict[str, Any]:
     tokenization_seconds = time.monotonic() - before
     print(f"{dataset.describe()}\n  tokenised in {tokenization_seconds:.1f} s")
     plan = make_plan(config, checkpoint, tokenizer, dataset, engine_name, route)
+    check_row_groups(plan, dataset.examples)
     with stopped_by_signals(lambda: _describe_rest(cache, plan)):
         claim_plan(cache, plan)
         missing = missing_shards(cache, plan)
