@@ -37,7 +37,7 @@ def is_first_process() -> bool:
 
 def num_processes() -> int:
     """How many processes torchrun started, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def installed_versions() -> dict[str, str]:
@@ -122,7 +122,7 @@ def read_record(output: Path) -> dict[str, Any]:
     path = output / RECORD_NAME
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        record["command"], record["identity"], record["finished"]
-    except (ValueError, KeyError, TypeError) as error:
+        record["command"], record["identity"].items(), record["finished"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputExistsError(f"{path} is not a run record ({error}); delete it") from error
     return dict(record)

@@ -12,7 +12,6 @@ depends on no version of any library.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import cycle, islice
 
 import numpy as np
 import numpy.typing as npt
@@ -68,21 +67,6 @@ class BlockOrder:
             raise IndexError(f"position {position} of an order of {len(self)} examples")
         for chunk in self._windows(epoch, position):
             yield from chunk.tolist()
-
-    def batches(
-        self, epoch: int, batch_size: int, *, rank: int = 0, world: int = 1, first: int = 0
-    ) -> Iterator[list[int]]:
-        """Yield the batches of process `rank` of `world`, from its batch number `first` on.
-
-        Batch b of an epoch holds positions b * batch_size to (b + 1) * batch_size of its order
-        (the last one fewer), and belongs to rank b mod world. So `world` processes take together
-        in each step what one process with batches `world` times as large takes.
-        """
-        indices = self.indices(epoch, min(first * world * batch_size, len(self)))
-        owners = cycle(range(world))
-        while batch := list(islice(indices, batch_size)):
-            if next(owners) == rank:
-                yield batch
 
     def _windows(self, epoch: int, position: int) -> Iterator[Int64Array]:
         """Yield the shuffled examples of each window, the first one cut at `position`."""

@@ -22,13 +22,24 @@ from storage_schema.object_store import ObjectPath
 # Disk, quota or the largest file allowed.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SCRATCH = "smoothkd-"
-_HOST = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())
+
+
+def _host() -> str:
+    """Name what shares process numbers: the host and, in containers, the namespace of numbers."""
+    name = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())
+    try:
+        return f"{name}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # no Linux
+        return name
+
+
+_HOST = _host()
 
 
 def temporary_path(path: Path) -> Path:
     """Return a new name beside `path` under which this process can prepare it.
 
-    Its random end keeps apart threads, and containers with one host name and process number.
+    Its random end keeps apart threads.
     """
     return path.with_name(f"{path.name}.tmp-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}")
 

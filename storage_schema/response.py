@@ -6,7 +6,8 @@ response token, so N = len(input_ids) - response_start.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,14 @@ class Response:
     def num_response_tokens(self) -> int:
         """N, the number of response tokens and of teacher rows."""
         return len(self.input_ids) - self.response_start
+
+    def copy(self) -> "Response":
+        """Return the response in memory of its own, free of the row group it was decoded with."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        copies: dict[str, Any] = {
+            name: value.copy() for name, value in values.items() if isinstance(value, np.ndarray)
+        }
+        return replace(self, **copies)
 
     @property
     def example_id(self) -> bytes:

@@ -42,6 +42,10 @@ def test_precompute_logits(tmp_path: Path, weightless: Path, data: Path) -> None
     assert "3 shards on 1 GPU" in text
     assert "every number is an estimate" in text
     assert not (tmp_path / "cache").exists()
+    public = ("--engine", "vllm", "--vllm-route", "prompt_logprobs", "--store-entropy")
+    code, text = run("precompute-logits", *place, *public)
+    assert code == 1
+    assert "--store-entropy cannot be had by route prompt_logprobs" in text
     code, text = run("precompute-logits", *place, "--k", 1000)
     assert code == 1
     assert "--k is 1000, the vocabulary has" in text
@@ -70,3 +74,6 @@ def test_train_student(tmp_path: Path, weightless: Path, data: Path, tiny_model:
     code, text = run("train-student", *place, "--alpha", 0.1, "--top-k", 5)
     assert code == 1
     assert "--top-k asks for 5, the cache stores 4" in text
+    code, text = run("train-student", *place, "--alpha", 0.1, "--batch-tokens", 9)
+    assert code == 1
+    assert "--batch-tokens 9: the longest sequence of the cache has" in text

@@ -125,6 +125,40 @@ def test_early_stopping_counts_on_after_a_break(tiny_model, data, tmp_path, monk
         run(make_config(tiny_model, data, tmp_path / "torn", **options))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("max_steps", "patience"), [(1000, 1), (3, 9), (9, 9)])
+def test_killed_after_its_last_step_it_trains_no_further(
+    tiny_model, data, tmp_path, monkeypatch, max_steps, patience
+):
+    """The first stops before a step of its 1,000 would be logged, which is every 20th."""
+    options = {
+        "max_steps": max_steps,
+        "learning_rate": 0.3,
+        "eval_share": 0.2,
+        "save_every_steps": 2,
+        "early_stopping_patience": patience,
+        "lr_schedule": "constant_with_warmup",
+        "warmup_ratio": 0.01,
+    }
+    whole = run(make_config(tiny_model, data, tmp_path / "whole", **options))
+    assert whole["steps"] == min(max_steps, whole["best_step"] + 2 * patience)
+    assert whole["steps"] < 20
+    assert [entry["step"] for entry in whole["history"]][-1] == whole["steps"]
+
+    monkeypatch.setattr("pipeline.teacher.finetune_model.write_result", None)
+    with pytest.raises(TypeError):
+        run(make_config(tiny_model, data, tmp_path / "killed", **options))
+    monkeypatch.undo()
+    resumed = run(make_config(tiny_model, data, tmp_path / "killed", **options))
+    assert resumed["resumed_from_step"] == whole["steps"]
+    for name in ("steps", "best_step", "evaluations"):
+        assert resumed[name] == whole[name]
+    assert [entry["loss"] for entry in resumed["history"]] == [e["loss"] for e in whole["history"]]
+    expected = load_file(tmp_path / "whole" / "adapter_model.safetensors")
+    for key, value in load_file(tmp_path / "killed" / "adapter_model.safetensors").items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_padding_free_trains_the_same_weights(tiny_model, data, tmp_path, capsys, tuning):
     options = {"tuning": tuning, "learning_rate": 1e-3, "eval_share": 0.2, "save_every_steps": 3}

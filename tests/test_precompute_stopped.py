@@ -170,7 +170,7 @@ def test_estimates_follow_the_entries_a_row_can_hold() -> None:
 
     def entries(**support: Any) -> tuple[int, int]:
         plan.support.update(support)
-        return expectations.entries_per_row(plan)
+        return expectations.entries_per_row(plan.support)
 
     assert entries(k=64, min_prob=0.0) == (64, 64)
     assert entries(k=64, min_prob=1e-4) == (1, 64)
@@ -208,10 +208,10 @@ def test_memory_of_a_row_group_is_looked_at_before_the_pass(monkeypatch, tmp_pat
     warning = lines(needed).splitlines()[2]
     assert "warning: writing the largest row group may take " in warning
     assert "lower --examples-per-shard (2) below 128" in warning
-    expectations.check_row_groups(plan, examples)
+    expectations.check_row_groups(plan.support, 2, examples)
     monkeypatch.setattr(expectations, "MOST_ENTRIES", most * 64 - 1)
     with pytest.raises(ConfigError, match=f"{most} response tokens, would hold {most * 64} entri"):
-        expectations.check_row_groups(plan, examples)
+        expectations.check_row_groups(plan.support, 2, examples)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from test_precompute import write_data
 
 from pipeline.cli.verify_cache import main
 from pipeline.data.tokenization import Example
-from pipeline.errors import ModelError
+from pipeline.errors import EngineError, ModelError
 from pipeline.models.checkpoint import find_checkpoint
 from pipeline.teacher import precompute, verify
 from pipeline.teacher.engine import Scores
@@ -108,6 +108,26 @@ def test_numbers_of_something_else_are_warned_of(
     assert found["repeat"]["label"]["max"] < 0.02
     (warning,) = verify._differences(found)
     assert f"lie {found['cache']['label']['mean']:.4f} nats on average" in warning
+
+
+def test_a_cache_of_the_hook_can_be_scored_where_the_hook_is_unknown(
+    cache: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def start(name: str, *arguments: Any) -> None:
+        asked.append((name, arguments[-1]))
+        raise EngineError("as far as this test goes")
+
+    monkeypatch.setattr("pipeline.teacher.rescore.pick_engine", lambda _: ("vllm", "asked for"))
+    monkeypatch.setattr("pipeline.teacher.rescore.start_engine", start)
+    reader = open_cache(cache)
+    plan = dataclasses.replace(reader.plan, engine={"name": "vllm", "route": "worker_hook"})
+    for reason, route in ((None, "worker_hook"), ("it is newer", "prompt_logprobs")):
+        monkeypatch.setattr("pipeline.teacher.vllm_layout.why_unknown", lambda r=reason: r)
+        with pytest.raises(EngineError):
+            rescore(config(cache, tiny_model), find_checkpoint(str(tiny_model)), plan, [reader[0]])
+        assert asked[-1] == ("vllm", route)
 
 
 def test_a_plan_without_the_teachers_number_type_is_named(cache: Path, tiny_model: Path) -> None:

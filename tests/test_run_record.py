@@ -40,9 +40,10 @@ def test_a_strangers_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(OutputExistsError, match=r"is not empty and holds no run\.json"):
         open_output(tmp_path, "train-student", IDENTITY)
-    (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(OutputExistsError, match="is not a run record"):
-        open_output(tmp_path, "train-student", IDENTITY)
+    for text in ("[]", '{"command": "train-student", "identity": [], "finished": false}'):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(OutputExistsError, match="is not a run record"):
+            open_output(tmp_path, "train-student", IDENTITY)
 
 
 def test_progress_prints_plain_lines_with_rate_and_time_left(

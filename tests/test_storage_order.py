@@ -80,21 +80,6 @@ def test_any_position_continues_the_same_order(order: BlockOrder, epoch: int, da
 
 
 @settings(deadline=None, max_examples=50)
-@given(orders, epochs, st.integers(1, 40), st.integers(1, 5), st.integers(0, 30))
-def test_processes_share_the_batches_of_one(
-    order: BlockOrder, epoch: int, batch_size: int, world: int, first: int
-) -> None:
-    whole = list(order.indices(epoch))
-    alone = [whole[i : i + batch_size] for i in range(0, len(whole), batch_size)]
-    assert list(order.batches(epoch, batch_size)) == alone
-    for rank in range(world):
-        mine = list(order.batches(epoch, batch_size, rank=rank, world=world))
-        assert mine == alone[rank::world]
-        later = order.batches(epoch, batch_size, rank=rank, world=world, first=first)
-        assert list(later) == mine[first:]
-
-
-@settings(deadline=None, max_examples=50)
 @given(orders, epochs)
 def test_seed_and_epoch_decide_the_order(order: BlockOrder, epoch: int) -> None:
     again = BlockOrder(

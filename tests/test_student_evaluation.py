@@ -143,6 +143,24 @@ def test_the_best_checkpoint_is_kept_and_the_run_stops_early(tiny_model, cache, 
     assert -scores.label_logprobs.mean() == pytest.approx(min(values), rel=1e-5)
 
 
+@pytest.mark.parametrize("options", [{"max_steps": 5}, {"max_steps": 5, "eval_share": 0.25}])
+def test_killed_after_its_last_step_it_trains_no_further(
+    tiny_model, cache, tmp_path, monkeypatch, options
+):
+    options = {**options, "save_every_steps": 2, "learning_rate": 3e-2}
+    whole = run(make_config(tiny_model, cache, tmp_path / "whole", **options))
+    monkeypatch.setattr("pipeline.student.train_model.write_result", None)
+    with pytest.raises(TypeError):
+        run(make_config(tiny_model, cache, tmp_path / "killed", **options))
+    monkeypatch.undo()
+    resumed = run(make_config(tiny_model, cache, tmp_path / "killed", **options))
+    assert resumed["resumed_from_step"] == resumed["steps"] == whole["steps"] == 5
+    assert [entry["loss"] for entry in resumed["history"]] == [e["loss"] for e in whole["history"]]
+    expected = load_file(tmp_path / "whole" / "adapter_model.safetensors")
+    for key, value in load_file(tmp_path / "killed" / "adapter_model.safetensors").items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_budgets_and_padding_change_nothing(tiny_model, tmp_path, responses, alpha):
     """Eight responses a step: in one pass, in passes of 40 tokens, in one row each."""

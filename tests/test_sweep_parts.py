@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import OutputExistsError
+from pipeline.locking import locked
 from pipeline.progress import Progress, read_line
 from pipeline.sweep import places
 from pipeline.sweep.cell import CELL_NAME, Job, last_words, read_cell, read_last_part, run_cell
 from pipeline.sweep.children import Children
-from pipeline.sweep.locking import locked
 from pipeline.sweep.places import make_places
 from pipeline.sweep.schedule import run_here
 from pipeline.sweep.scores import _take_rows
 from pipeline.sweep.table import SweepTable, _fit, format_seconds
 from pipeline.sweep.watch import CellState, Watch, estimate_seconds_left
 
-HOLDER = "import sys, time; from pathlib import Path; from pipeline.sweep.locking import locked\n"
+HOLDER = "import sys, time; from pathlib import Path; from pipeline.locking import locked\n"
 HOLDER += "with locked(Path(sys.argv[1]), 'x'): print('held', flush=True); time.sleep(60)"
 
 

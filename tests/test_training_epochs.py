@@ -73,6 +73,8 @@ def test_a_prompt_is_never_on_both_sides():
 def test_running_text_is_held_out_a_text_at_a_time():
     texts = [Sequence(np.array([1, 50 + place], np.int32), 1) for place in range(10)]
     assert [len(side) for side in split_held_out(texts, 0.3, 0)] == [7, 3]
+    opened = [Sequence(np.array([1, 2, 50 + place], np.int32), 2) for place in range(10)]
+    assert [len(side) for side in split_held_out(opened, 0.3, 0)] == [7, 3]
 
 
 def test_a_single_document_cannot_be_split():

@@ -38,6 +38,7 @@ from pipeline.evaluation.scores_file import (
 from pipeline.evaluation.summary import print_summary
 from pipeline.evaluation.validation import validate_judges
 from pipeline.models.engines import pick_engine
+from pipeline.models.memory import memory_advice
 from pipeline.run_record import write_json
 
 
@@ -107,7 +108,10 @@ def _read_models(
     output.parent.mkdir(parents=True, exist_ok=True)
     names = {model.name for model in todo}
     for model in inputs:
-        with ModelInUse(model, config) as in_use:
+        with (
+            memory_advice(f"evaluating {model.name}", "use a lower --batch-size"),
+            ModelInUse(model, config) as in_use,
+        ):
             if model.name in names:
                 scores["models"][model.name] = score_model(model, in_use, config, engine, output)
                 write_json(output, scores)

@@ -17,17 +17,21 @@ def dry_run(config: TrainStudentConfig, cache: LogitCache) -> dict[str, Any]:
     """Print and return the estimate of training on a cache; the tokenizers are compared.
 
     Raises:
-        ModelError: the student is missing or does not fit the cache.
+        ModelError: the student is missing, an adapter, or does not fit the cache.
+        ConfigError: a pass of batch_tokens cannot hold the longest sequence.
     """
-    from pipeline.student.fit import check_fit, read_student_facts
+    from pipeline.student.fit import check_batch_tokens, check_fit, read_student_facts
+    from pipeline.training.lora import check_trainable
     from pipeline.training.model_config import load_model_config
 
     checkpoint = find_checkpoint(config.student, config.revision, weights=False)
+    check_trainable(checkpoint)
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=config.trust_remote_code)
     model_config = load_model_config(checkpoint, trust_remote_code=config.trust_remote_code)
     size = size_of_lengths(cache.sequence_lengths.tolist(), cache.response_lengths.tolist())
     facts = read_student_facts(checkpoint, tokenizer, model_config)
     check_fit(facts, cache.plan, size.longest, config.top_k)
+    check_batch_tokens(config.batch_tokens, size.longest)
     estimate = estimate_student(config, read_shape(read_model_config(checkpoint)), size)
     print(describe("train-student, a dry run; every number is an estimate:", estimate))
     return estimate

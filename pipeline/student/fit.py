@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.models.checkpoint import Checkpoint, vocabulary_rows
 from pipeline.models.vocabulary import fingerprint_vocabulary, vocabulary_size
 from pipeline.training.model_config import max_positions
@@ -33,6 +33,19 @@ def read_student_facts(
         vocabulary_rows=vocabulary_rows(checkpoint),
         max_positions=max_positions(model_config),
     )
+
+
+def check_batch_tokens(batch_tokens: int | None, longest_sequence: int) -> None:
+    """Check that a pass of so many tokens can hold the longest sequence.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if batch_tokens is not None and longest_sequence > batch_tokens:
+        raise ConfigError(
+            f"--batch-tokens {batch_tokens}: the longest sequence of the cache has "
+            f"{longest_sequence} tokens and no pass could hold it; use at least {longest_sequence}"
+        )
 
 
 def check_fit(student: StudentFacts, plan: Plan, longest_sequence: int, top_k: int | None) -> None:

@@ -1,16 +1,19 @@
 """Train a student's model on a cache: check the fit, load, train, save, record."""
 
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ConfigError
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.loading import load_tokenizer, pick_device
 from pipeline.student.config import TrainStudentConfig
-from pipeline.student.fit import adopt_chat_template, check_fit, read_student_facts
+from pipeline.student.fit import (
+    adopt_chat_template,
+    check_batch_tokens,
+    check_fit,
+    read_student_facts,
+)
 from pipeline.student.from_scratch import load_random
 from pipeline.student.steps import BoolArray
 from pipeline.student.trainer import StudentTrainer
@@ -54,44 +57,36 @@ def train_model(
     facts = read_student_facts(checkpoint, tokenizer, model_config)
     longest = int(cache.sequence_lengths.max())
     check_fit(facts, cache.plan, longest, config.top_k)
-    _check_batch_tokens(config, longest)
+    check_batch_tokens(config.batch_tokens, longest)
     adopt_chat_template(tokenizer, cache.plan)
     _verify(cache)
     trained_on, held_out = hold_out(cache, config.eval_share, config.seed)
 
     output = Path(config.output)
-    claim_output(output, COMMAND, identity, inputs)
-    trainer = _prepare(config, cache, checkpoint, trained_on, held_out)
-    made_with = {
-        "batching": trainer.batching,
-        "attention": trainer.model.config._attn_implementation,
-        "processes": trainer.args.world_size,
-        "responses_per_step": trainer.responses_per_step,
-    }
-    if trainer.is_world_process_zero():
-        print(
-            f"{made_with['batching']} batches, {made_with['attention']} attention, "
-            f"{made_with['responses_per_step']} responses a step"
+    with claim_output(output, COMMAND, identity, inputs):
+        trainer = _prepare(config, cache, checkpoint, trained_on, held_out)
+        made_with = {
+            "batching": trainer.batching,
+            "attention": trainer.model.config._attn_implementation,
+            "processes": trainer.args.world_size,
+            "responses_per_step": trainer.responses_per_step,
+        }
+        if trainer.is_world_process_zero():
+            print(
+                f"{made_with['batching']} batches, {made_with['attention']} attention, "
+                f"{made_with['responses_per_step']} responses a step"
+            )
+        summary = train(trainer, output)
+        summary["input_share"] = round(trainer.input_seconds / summary["seconds"], 4)
+        counts = {"trained_on": len(cache) - len(held_out), "held_out": len(held_out)}
+        record = {"counts": counts, "made_with": made_with, **summary}
+        write_result(
+            trainer, output, config, checkpoint, tokenizer, stored_dtype(model_config), **record
         )
-    summary = train(trainer, output)
-    summary["input_share"] = round(trainer.input_seconds / summary["seconds"], 4)
-    counts = {"trained_on": len(cache) - len(held_out), "held_out": len(held_out)}
-    record = {"counts": counts, "made_with": made_with, **summary}
-    write_result(
-        trainer, output, config, checkpoint, tokenizer, stored_dtype(model_config), **record
-    )
-    if trainer.is_world_process_zero():
-        _print_summary(config, summary)
-        if config.tail == "renormalize" and cache.plan.support["kind"] == "top_k":
-            _say_what_was_scaled(summary["history"])
-
-
-def _check_batch_tokens(config: TrainStudentConfig, longest_sequence: int) -> None:
-    if config.batch_tokens is not None and longest_sequence > config.batch_tokens:
-        raise ConfigError(
-            f"--batch-tokens {config.batch_tokens}: the longest sequence of {config.cache} has "
-            f"{longest_sequence} tokens and no pass could hold it; use at least {longest_sequence}"
-        )
+        if trainer.is_world_process_zero():
+            _print_summary(config, summary)
+            if config.tail == "renormalize" and cache.plan.support["kind"] == "top_k":
+                _say_what_was_scaled(summary["history"])
 
 
 def hold_out(cache: LogitCache, share: float, seed: int) -> tuple[BoolArray | None, list[Response]]:
@@ -108,16 +103,7 @@ def hold_out(cache: LogitCache, share: float, seed: int) -> tuple[BoolArray | No
     chosen = choose_held_out(cache, share, seed)
     trained_on = np.ones(len(cache), np.bool_)
     trained_on[list(chosen)] = False
-    return trained_on, [_copied(cache[index]) for index in sorted(chosen)]
-
-
-def _copied(response: Response) -> Response:
-    """Return the response free of the row group it was decoded with."""
-    values = {field.name: getattr(response, field.name) for field in fields(Response)}
-    copies: dict[str, Any] = {
-        name: value.copy() for name, value in values.items() if isinstance(value, np.ndarray)
-    }
-    return replace(response, **copies)
+    return trained_on, [cache[index].copy() for index in sorted(chosen)]
 
 
 def _verify(cache: LogitCache) -> None:

@@ -18,10 +18,10 @@ from typing import Any
 import yaml
 
 from pipeline.errors import OutputExistsError
+from pipeline.locking import locked
 from pipeline.run_record import RECORD_NAME, read_record, write_json
 from pipeline.sweep.children import LOG_HEAD, Children
 from pipeline.sweep.documents import read_document
-from pipeline.sweep.locking import locked
 
 CELL_NAME = "cell.json"
 TRAIN_LOG, EVALUATE_LOG = "train.log", "evaluate.log"

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.errors import SweepError
 from pipeline.estimates.text import describe
+from pipeline.locking import locked
 from pipeline.run_record import write_json
 from pipeline.stopping import stopped_by_signals
 from pipeline.sweep.cell import Job, is_done, read_cell
@@ -15,7 +16,6 @@ from pipeline.sweep.config import SweepAlphaConfig
 from pipeline.sweep.cost import describe_cost, measure_cost
 from pipeline.sweep.grid import count_steps, per_step
 from pipeline.sweep.jobs import make_jobs
-from pipeline.sweep.locking import locked
 from pipeline.sweep.places import find_gpus, make_places
 from pipeline.sweep.plan import SweepPlan, claim_sweep, make_plan, read_sweep_settings
 from pipeline.sweep.schedule import run_here

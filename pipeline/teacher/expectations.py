@@ -1,10 +1,12 @@
 """What a teacher pass will take, said before it starts and again after its first shard."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 
 from pipeline.data.tokenization import Example
@@ -13,6 +15,7 @@ from storage_schema import Plan
 from storage_schema.errors import CacheWriteError
 from storage_schema.layout import ROW_GROUP_RESPONSES
 from storage_schema.location import Location
+from storage_schema.order import row_group_starts
 
 # Bytes on disk. docs/results/cache-codec.md has whole files of 2.1 to 3.1 bytes an entry; labels,
 # tail mass and counts take about 5 bytes a response token, token ids 1.5 to 2.5 each.
@@ -27,7 +30,7 @@ MOST_ENTRIES = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be scored; `group_tokens` are the response tokens of its largest row group."""
+    """What is to be scored; `group_tokens` are those of the plan's largest row group."""
 
     num_shards: int
     num_examples: int
@@ -49,42 +52,48 @@ def measure_work(plan: Plan, examples: Sequence[Example], shards: Sequence[int])
         num_examples=len(positions),
         prompt_tokens=sum(examples[i].response_start for i in positions),
         response_tokens=sum(examples[i].num_response_tokens for i in positions),
-        group_tokens=max(_row_groups(plan, examples, shards), default=0),
+        group_tokens=_largest_row_group(examples, plan.examples_per_shard),
     )
 
 
-def _row_groups(plan: Plan, examples: Sequence[Example], shards: Sequence[int]) -> Iterator[int]:
-    """Yield the response tokens of every row group of the shards."""
-    for shard in shards:
-        positions = plan.shard_examples(shard)
-        for start in range(0, len(positions), ROW_GROUP_RESPONSES):
-            group = positions[start : start + ROW_GROUP_RESPONSES]
-            yield sum(examples[i].num_response_tokens for i in group)
+def _largest_row_group(examples: Sequence[Example], examples_per_shard: int) -> int:
+    """Return its response tokens."""
+    tokens = np.array([example.num_response_tokens for example in examples], np.int64)
+    starts = row_group_starts(len(examples), examples_per_shard)
+    return int(np.add.reduceat(tokens, starts[:-1]).max())
 
 
-def check_row_groups(plan: Plan, examples: Sequence[Example]) -> None:
+def check_row_groups(
+    support: Mapping[str, Any], examples_per_shard: int, examples: Sequence[Example]
+) -> None:
     """Check that no row group is sure to hold more entries than a column can.
+
+    Args:
+        support: of the plan.
+        examples_per_shard: of the plan.
+        examples: the whole dataset, at least one.
 
     Raises:
         ConfigError: one is.
     """
-    tokens = max(_row_groups(plan, examples, range(plan.num_shards)), default=0)
-    least, _ = entries_per_row(plan)
+    tokens = _largest_row_group(examples, examples_per_shard)
+    least, _ = entries_per_row(support)
     if least * tokens > MOST_ENTRIES:
         raise ConfigError(
             f"the largest row group, {tokens} response tokens, would hold {least * tokens} "
-            f"entries, a column takes {MOST_ENTRIES}: {_lower(plan)}"
+            f"entries, a column takes {MOST_ENTRIES}: {_lower(examples_per_shard)}"
         )
 
 
-def entries_per_row(plan: Plan) -> tuple[int, int]:
-    """Return the least and the most entries that a row of the plan can hold.
+def entries_per_row(support: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the least and the most entries that a row of a plan with this support can hold.
 
     At most 1 / min_prob tokens have a probability of min_prob or more.
     """
-    if plan.min_prob > 0:
-        return 1, max(1, min(plan.k, int(1 / plan.min_prob)))
-    return (plan.k if plan.support["kind"] == "top_k" else 1), plan.k
+    k, min_prob = int(support["k"]), float(support["min_prob"])
+    if min_prob > 0:
+        return 1, max(1, min(k, int(1 / min_prob)))
+    return (k if support["kind"] == "top_k" else 1), k
 
 
 def estimate_bytes(plan: Plan, work: Work) -> tuple[int, int]:
@@ -94,7 +103,7 @@ def estimate_bytes(plan: Plan, work: Work) -> tuple[int, int]:
             work.response_tokens * (entries * ENTRY_BYTES[end] + ROW_BYTES[end])
             + work.tokens * TOKEN_BYTES[end]
         )
-        for end, entries in enumerate(entries_per_row(plan))
+        for end, entries in enumerate(entries_per_row(plan.support))
     )
     return low, high
 
@@ -106,7 +115,7 @@ def describe_work(plan: Plan, work: Work, cache: Location) -> str:
         CacheWriteError: there is less space than the least estimate.
     """
     low, high = estimate_bytes(plan, work)
-    least, most = entries_per_row(plan)
+    least, most = entries_per_row(plan.support)
     lines = [
         f"to score: {work.num_examples} responses in {work.num_shards} shards, "
         f"{work.prompt_tokens} prompt and {work.response_tokens} response tokens",
@@ -130,19 +139,19 @@ def describe_work(plan: Plan, work: Work, cache: Location) -> str:
 
 def _describe_memory(plan: Plan, work: Work) -> list[str]:
     """Return a warning where a row group may take more memory than is free, or nothing."""
-    needed = entries_per_row(plan)[1] * work.group_tokens * ENTRY_MEMORY
+    needed = entries_per_row(plan.support)[1] * work.group_tokens * ENTRY_MEMORY
     free = psutil.virtual_memory().available
     if needed < free:
         return []
     return [
         f"warning: writing the largest row group may take {show_bytes(needed)} of memory, "
-        f"{show_bytes(free)} are free: {_lower(plan)}"
+        f"{show_bytes(free)} are free: {_lower(plan.examples_per_shard)}"
     ]
 
 
-def _lower(plan: Plan) -> str:
+def _lower(examples_per_shard: int) -> str:
     return (
-        f"lower --examples-per-shard ({plan.examples_per_shard}) below {ROW_GROUP_RESPONSES}, the "
+        f"lower --examples-per-shard ({examples_per_shard}) below {ROW_GROUP_RESPONSES}, the "
         "responses of a row group, or store fewer entries with --k or --min-prob"
     )
 

@@ -52,23 +52,23 @@ def finetune_model(
         examples, held_out = split_held_out(examples, config.eval_share, config.seed)
 
     output = Path(config.output)
-    claim_output(output, COMMAND, identity, inputs)
-    trainer = _prepare(config, examples, held_out, checkpoint)
-    made_with = {
-        "batching": trainer.batching,
-        "attention": trainer.model.config._attn_implementation,
-        "processes": trainer.args.world_size,
-    }
-    if trainer.is_world_process_zero():
-        print(f"{made_with['batching']} batches, {made_with['attention']} attention")
-    summary = train(trainer, output)
-    counts = {**dataset.counts, "trained_on": len(examples), "held_out": len(held_out)}
-    record = {"counts": counts, "made_with": made_with, **summary}
-    write_result(
-        trainer, output, config, checkpoint, tokenizer, stored_dtype(model_config), **record
-    )
-    if trainer.is_world_process_zero():
-        _print_summary(config, summary)
+    with claim_output(output, COMMAND, identity, inputs):
+        trainer = _prepare(config, examples, held_out, checkpoint)
+        made_with = {
+            "batching": trainer.batching,
+            "attention": trainer.model.config._attn_implementation,
+            "processes": trainer.args.world_size,
+        }
+        if trainer.is_world_process_zero():
+            print(f"{made_with['batching']} batches, {made_with['attention']} attention")
+        summary = train(trainer, output)
+        counts = {**dataset.counts, "trained_on": len(examples), "held_out": len(held_out)}
+        record = {"counts": counts, "made_with": made_with, **summary}
+        write_result(
+            trainer, output, config, checkpoint, tokenizer, stored_dtype(model_config), **record
+        )
+        if trainer.is_world_process_zero():
+            _print_summary(config, summary)
 
 
 def _prepare(

@@ -91,13 +91,16 @@ def run(config: GenerateConfig) -> dict[str, Any]:
 def make_requests(config: GenerateConfig, prompts: TokenizedPrompts) -> list[Request]:
     """Return the requests, a prompt's samples one after the other.
 
-    A response is limited so that, with its prompt and its end token, it is never cut by the
-    same --max-sequence-tokens when it is read.
+    A response is limited so that, with its prompt and its end token, it is not cut by the same
+    --max-sequence-tokens when it is read, unless its text becomes more tokens than it had.
     """
+    end_token = 1 if config.keep_cut else 0  # a response that ended by itself has it already
     return [
         Request(
             prompt,
-            min(config.max_new_tokens, config.max_sequence_tokens - len(prompt)),
+            min(
+                config.max_new_tokens, max(1, config.max_sequence_tokens - len(prompt) - end_token)
+            ),
             derive_seed(config.seed, prompt, sample),
         )
         for prompt in prompts.prompts

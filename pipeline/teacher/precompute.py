@@ -69,7 +69,7 @@ def run(config: PrecomputeConfig) -> dict[str, Any]:
     tokenization_seconds = time.monotonic() - before
     print(f"{dataset.describe()}\n  tokenised in {tokenization_seconds:.1f} s")
     plan = make_plan(config, checkpoint, tokenizer, dataset, engine_name, route)
-    check_row_groups(plan, dataset.examples)
+    check_row_groups(plan.support, plan.examples_per_shard, dataset.examples)
     with stopped_by_signals(lambda: _describe_rest(cache, plan)):
         claim_plan(cache, plan)
         missing = missing_shards(cache, plan)

@@ -18,6 +18,7 @@ from pipeline.errors import ModelError
 from pipeline.models.checkpoint import Checkpoint, find_checkpoint, fingerprint_checkpoint
 from pipeline.models.engines import pick_engine
 from pipeline.progress import Progress
+from pipeline.teacher import vllm_layout
 from pipeline.teacher.engine import (
     Engine,
     check_route,
@@ -59,7 +60,9 @@ def rescore(
     """
     examples = [Example(response.input_ids, response.response_start) for response in cached]
     name, _ = pick_engine(config.engine)
-    route, _ = pick_route(name, config.vllm_route, plan.engine.get("route"))
+    # The cache's route where it can be had: any other says the same, up to the engine's noise.
+    planned = plan.engine.get("route") if vllm_layout.why_unknown() is None else None
+    route, _ = pick_route(name, config.vllm_route, planned)
     check_route(route, plan.support, plan.codec)
     with tempfile.TemporaryDirectory(prefix="verify-cache-") as folder:
         engine = start_engine(

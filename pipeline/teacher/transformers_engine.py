@@ -11,6 +11,7 @@ import torch
 from pipeline.data.tokenization import Example
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.loading import load_model, pick_device
+from pipeline.models.memory import memory_advice
 from pipeline.teacher.engine import EngineError, Scores
 from pipeline.teacher.extraction import Extractor
 from pipeline.teacher.packed_rows import scores_from_packed
@@ -53,10 +54,9 @@ class TransformersEngine:
         scores: dict[int, Scores] = {}
         following = 0
         for batch in self._batches(examples, order):
-            for index, found in zip(
-                batch, self._forward([examples[i] for i in batch]), strict=True
-            ):
-                scores[index] = found
+            with memory_advice("scoring", "use a lower --batch-tokens"):
+                rows = self._forward([examples[i] for i in batch])
+            scores.update(zip(batch, rows, strict=True))
             while following in scores:
                 yield scores.pop(following)
                 following += 1

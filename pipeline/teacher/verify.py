@@ -44,7 +44,7 @@ def _read(audit: CacheAudit, num_sampled: int) -> tuple[CacheStatistics, list[Re
     with Progress("verify-cache", audit.num_examples, "responses") as progress:
         for responses in audit.read():
             first = statistics.num_examples
-            sample += [r for i, r in enumerate(responses, first) if i in positions]
+            sample += [r.copy() for i, r in enumerate(responses, first) if i in positions]
             statistics.add(responses)
             progress.advance(len(responses))
     return statistics, sample

@@ -47,7 +47,9 @@ def build_arguments(
         bf16=precision.autocast,
         save_strategy="steps" if settings.save_every_steps else "no",
         save_steps=settings.save_every_steps or 1,
-        save_total_limit=1,  # and the best one
+        # The last and the best one. With 1 it keeps both, too, but deletes the last one at the end
+        # of training, before the result is written: a kill in between would train from the best.
+        save_total_limit=2 if evaluate else 1,
         eval_strategy="steps" if evaluate else "no",
         eval_steps=settings.save_every_steps if evaluate else None,
         load_best_model_at_end=evaluate,

@@ -1,12 +1,14 @@
 """What a run shows and checks while it trains."""
 
 import math
+from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.errors import ModelError
 from pipeline.progress import Progress
+from pipeline.training.checkpoints import STATE_NAME
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
@@ -21,16 +23,16 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Start the display with the steps that are left."""
         if state.is_local_process_zero:
-            left = state.max_steps - state.global_step
+            left = max(0, state.max_steps - state.global_step)
             self._progress = Progress(self.description, left, "steps").__enter__()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Count the step; the last one is logged even when it ends no logging interval."""
+        """Count the step; the last one, which any evaluated one may be, is logged in any case."""
         if self._progress is not None:
             self._progress.advance()
-        if state.global_step >= state.max_steps:
+        if control.should_evaluate or state.global_step >= state.max_steps:
             control.should_log = True
         return control
 
@@ -80,9 +82,22 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Compare the evaluations so far, the present one among them."""
-        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        if len(losses) - 1 - losses.index(min(losses)) >= self.patience:
+        if self.has_waited(state):
             control.should_training_stop = True
+
+    def has_waited(self, state: TrainerState) -> bool:
+        """Whether the evaluations of this state end a run."""
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= self.patience
+
+
+def epochs_of_ended_run(trainer: Trainer, checkpoint: Path) -> int | None:
+    """Return the finished epochs of a run that made its last step, early or not, else None."""
+    state = TrainerState.load_from_json(str(checkpoint / STATE_NAME))
+    stops = [c for c in trainer.callback_handler.callbacks if isinstance(c, EarlyStopping)]
+    if state.global_step < state.max_steps and not any(stop.has_waited(state) for stop in stops):
+        return None
+    return math.floor(state.epoch)
 
 
 def run_callbacks(command: str, patience: int | None) -> list[TrainerCallback]:

@@ -4,8 +4,15 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.errors import DataError
 from pipeline.training.collation import TokenSequence
+
+# Running text has no prompt but its opening, which says nothing about the document: its first
+# token, or those that a tokenizer puts before it; the longest known opening, GLM's, has two.
+OPENING_TOKENS = 2
 
 Example = TypeVar("Example", bound=TokenSequence)
 
@@ -15,8 +22,8 @@ def split_held_out(
 ) -> tuple[list[Example], list[Example]]:
     """Return the examples to train on and those held back, each in the order given.
 
-    Examples with the same prompt are never on both sides. Which prompts are held back is a
-    function of seed and prompts alone, not of their order.
+    Examples with the same prompt are never on both sides, of running text equal texts are not.
+    Which are held back is a function of seed and prompts (texts) alone, not of their order.
 
     Args:
         examples: prompt and response each.
@@ -33,10 +40,15 @@ def split_held_out(
 
 def choose_held_out(examples: Iterable[TokenSequence], share: float, seed: int) -> set[int]:
     """Return the places of the examples that split_held_out holds back; reads each one once."""
-    groups: dict[bytes, list[int]] = {}
-    num_examples = 0
+    by_prompt: dict[bytes, list[int]] = {}
+    by_text: dict[bytes, list[int]] = {}
+    num_examples = longest_prompt = 0
     for num_examples, example in enumerate(examples, 1):
-        groups.setdefault(_key(example, seed), []).append(num_examples - 1)
+        prompt_ids = example.input_ids[: example.response_start]
+        longest_prompt = max(longest_prompt, len(prompt_ids))
+        for groups, ids in ((by_prompt, prompt_ids), (by_text, example.input_ids)):
+            groups.setdefault(_key(ids, seed), []).append(num_examples - 1)
+    groups = by_text if longest_prompt <= OPENING_TOKENS else by_prompt
     held_out: set[int] = set()
     for key in sorted(groups):
         if len(held_out) >= share * num_examples:
@@ -50,8 +62,5 @@ def choose_held_out(examples: Iterable[TokenSequence], share: float, seed: int) 
     return held_out
 
 
-def _key(example: TokenSequence, seed: int) -> bytes:
-    # Running text has no prompt but its first token, which says nothing about the document.
-    end = example.response_start if example.response_start > 1 else len(example.input_ids)
-    prompt = example.input_ids[:end].astype("<i4").tobytes()
-    return hashlib.sha256(f"{seed} ".encode() + prompt).digest()
+def _key(ids: npt.NDArray[np.int32], seed: int) -> bytes:
+    return hashlib.sha256(f"{seed} ".encode() + ids.astype("<i4").tobytes()).digest()

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +12,13 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import PrinterCallback, Trainer
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, OutputExistsError
+from pipeline.locking import locked
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.loading import pick_device
-from pipeline.run_record import State, finish_output, open_output
+from pipeline.models.memory import memory_advice
+from pipeline.run_record import finish_output, is_first_process, open_output
+from pipeline.training.callbacks import epochs_of_ended_run
 from pipeline.training.checkpoints import find_last_checkpoint, remove_checkpoints
 from pipeline.training.lora import merge_adapter
 from pipeline.training.settings import TrainingSettings
@@ -24,18 +29,35 @@ if TYPE_CHECKING:
 # The Trainer's own clock entries, which say nothing about a single interval.
 UNRECORDED_KEYS = ("train_runtime", "train_tokens_per_second", "train_steps_per_second")
 COMPARED_SHARE = 0.1
+MEMORY_ADVICE = (
+    "use --gradient-checkpointing, a lower --batch-size with --gradient-accumulation-steps, for "
+    "students --batch-tokens, or a shorter --max-sequence-tokens, with another --output"
+)
+LOCK_NAME = "run.lock"
+# A killed run's processes may take a moment to end.
+LOCK_WAIT_SECONDS = 10.0
 
 
+@contextmanager
 def claim_output(
     output: Path, command: str, identity: dict[str, Any], inputs: dict[str, str]
-) -> State:
-    """Return open_output's answer, the main process first, so that all get the same.
+) -> Iterator[None]:
+    """Claim the directory for this run, and keep other processes from it during the block.
 
     Raises:
-        OutputExistsError: the directory holds another run, or files without a record.
+        OutputExistsError: the directory holds another run, or files without a record; another
+            process works on it, or finished it just now.
     """
-    with PartialState(cpu=pick_device() == "cpu").main_process_first():
-        return open_output(output, command, identity, inputs)
+    with ExitStack() as held:
+        # The first process alone makes the record and holds the lock.
+        with PartialState(cpu=pick_device() == "cpu").main_process_first():
+            open_output(output, command, identity, inputs)
+            if is_first_process():
+                run = f"the run {output}"
+                held.enter_context(locked(output / LOCK_NAME, run, LOCK_WAIT_SECONDS))
+                if open_output(output, command, identity, inputs) == "finished":
+                    raise OutputExistsError(f"{run} was finished by another process just now")
+        yield
 
 
 def train(trainer: Trainer, output: Path) -> dict[str, Any]:
@@ -49,13 +71,18 @@ def train(trainer: Trainer, output: Path) -> dict[str, Any]:
         evaluations.
 
     Raises:
-        ModelError: the checkpoint with the lowest evaluation loss is gone.
+        ModelError: the checkpoint with the lowest evaluation loss is gone, or memory ran out.
     """
     checkpoint = find_last_checkpoint(output)
     resumed_from_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    if checkpoint and (epochs := epochs_of_ended_run(trainer, checkpoint)) is not None:
+        # It was killed between its last step and its record. Given as many steps as it has made,
+        # the Trainer would make one more; given the epochs it has finished, it makes none.
+        trainer.args.max_steps, trainer.args.num_train_epochs = -1, epochs
     start = time.monotonic()
     trainer.remove_callback(PrinterCallback)  # prints raw dictionaries
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with memory_advice("training", MEMORY_ADVICE):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - start
     evaluation = _describe_evaluation(trainer)
     tokens = int(trainer.state.num_input_tokens_seen)

@@ -51,7 +51,8 @@ def count_padding(cache: str, batch_size: int) -> tuple[float, float, float]:
 
     opened = open_cache(cache)
     lengths = opened.sequence_lengths.astype(np.int64)
-    steps = [lengths[step] for step in opened.order(0).batches(0, batch_size)]
+    order = list(opened.order(0).indices(0))
+    steps = [lengths[order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
     limit = PassLimit(responses=batch_size, fixed_tokens=PASS_TOKENS["cpu"])
     passes = [step[places] for step in steps for places in divide(step, limit, 1)[0]]
 

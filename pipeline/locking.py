@@ -4,10 +4,12 @@ A process that is started with the lock's descriptor holds it too: the lock is f
 last of them is gone.
 """
 
+import errno
 import fcntl
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +18,15 @@ from pathlib import Path
 from pipeline.errors import OutputExistsError
 
 POLL_SECONDS = 0.2
+# What file systems without locks answer, as Lustre does unless mounted with them.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def locked(path: Path, what: str, wait_seconds: float = 0.0) -> Iterator[int]:
     """Hold the lock in the file `path` during the block; yield its descriptor.
+
+    On a file system without locks the block is entered with a warning.
 
     Args:
         path: created where it is not there, and never deleted: others may hold its lock.
@@ -32,7 +38,7 @@ def locked(path: Path, what: str, wait_seconds: float = 0.0) -> Iterator[int]:
     """
     with open(path, "a+", encoding="utf-8") as file:
         deadline = time.monotonic() + wait_seconds
-        while not _take(file.fileno()):
+        while not _take(file.fileno(), what):
             if time.monotonic() >= deadline:
                 file.seek(0)
                 raise OutputExistsError(
@@ -46,11 +52,19 @@ def locked(path: Path, what: str, wait_seconds: float = 0.0) -> Iterator[int]:
         yield file.fileno()
 
 
-def _take(descriptor: int) -> bool:
+def _take(descriptor: int, what: str) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(
+            f"warning: the file system has no locks ({os.strerror(error.errno)}): nothing keeps "
+            f"another process from working on {what}, too",
+            file=sys.stderr,
+        )
     return True
 
 
