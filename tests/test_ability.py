@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pipeline.evaluation.evaluate as evaluate
 from pipeline.errors import ConfigError, DataError, MissingPackageError, OutputExistsError
-from pipeline.evaluation.ability import find_tasks
-from pipeline.evaluation.ability_figures import summarize, task_figures
-from pipeline.evaluation.scores import read_rows
+from pipeline.evaluation.ability import find_tasks, read_items
+from pipeline.evaluation.ability_figures import compare_tasks, items_path, summarize, task_figures
+from pipeline.evaluation.scores import read_rows, write_rows
 
 pytest.importorskip("lm_eval")
 
@@ -80,6 +81,64 @@ def test_acc_norm_divides_by_characters() -> None:
     }
     plain = [{**items[0], "options": None}]
     assert set(summarize(plain, 15)) == {"num_items", "acc", "acc_norm", "intervals"}
+
+
+def sample(doc_id: int, filter: str = "none", **metrics: object) -> dict[str, object]:
+    place = {"doc_id": doc_id, "doc_hash": "x", "filter": filter, "doc": {}, "target": 0}
+    responses = [(-1.0, False), (-2.0, False)]
+    return {**place, "metrics": [*metrics], "filtered_resps": responses, **metrics}
+
+
+def harness_task(**config: object) -> SimpleNamespace:
+    return SimpleNamespace(
+        task_name="t",
+        OUTPUT_TYPE="multiple_choice",
+        config=SimpleNamespace(process_results=None, **config)
+        if "process_results" not in config
+        else SimpleNamespace(**config),
+        doc_to_choice=lambda _: ["a", "b"],
+    )
+
+
+def test_an_item_is_a_document_whatever_the_filters() -> None:
+    samples = [sample(n, f, exact_match=float(f == "b")) for n in range(2) for f in "ab"]
+    items = read_items(harness_task(), samples)
+    assert [item["metrics"] for item in items] == [{"exact_match": 0.0, "exact_match,b": 1.0}] * 2
+    assert items[0]["options"] == {"loglikelihoods": [-1.0, -2.0], "characters": [1, 1], "gold": 0}
+
+
+def test_options_of_tasks_that_score_in_their_own_way_are_no_calibration() -> None:
+    (item,) = read_items(harness_task(process_results=min), [sample(0, acc=0.3)])
+    assert item["options"] is None
+
+
+def test_a_task_without_a_number_an_item_is_refused() -> None:
+    with pytest.raises(DataError, match="--task t: it gives no number for each item"):
+        read_items(harness_task(), [sample(0, word_perplexity=(-3.0, 5))])
+
+
+def test_tasks_are_compared_over_seeds_and_what_is_not_is_named(tmp_path: Path) -> None:
+    output = tmp_path / "scores.json"
+    rows = np.random.default_rng(0).integers(0, 2, 40)
+    models = {"sft@0": rows, "sft@1": rows, "kd@0": 1 - rows * 0, "kd@1": 1 - rows * 0, "x@7": rows}
+    for name, values in models.items():
+        write_rows(
+            items_path(output, "t", name),
+            [{"metrics": {"acc": float(v)}, "options": None} for v in values],
+        )
+    scores = {"models": {name: {"tasks": {"t": {}}} for name in models}}
+    results, not_compared = compare_tasks(scores, output, "sft", {}, 15)
+    (found,) = results
+    assert (found["model"], found["baseline"], found["task"]) == ("kd", "sft", "t")
+    assert found["by_seed"] == pytest.approx([1 - rows.mean()] * 2)
+    assert found["resolved"]
+    assert not_compared == [
+        "t: x is not compared with sft: seeds 7 and 0, 1; seeds are compared pair by pair"
+    ]
+    del scores["models"]["sft@0"]["tasks"]["t"], scores["models"]["sft@1"]["tasks"]["t"]
+    results, not_compared = compare_tasks(scores, output, "sft", {}, 15)
+    assert results == []
+    assert not_compared[0] == "t: kd is not compared with sft, which has no figures of it"
 
 
 @pytest.mark.slow

@@ -178,6 +178,7 @@ def test_every_flag_is_listed_here_so_that_none_appears_by_accident() -> None:
         "batch_size",
         "ece_bins",
         "baseline",
+        "baseline_of",
         "judge",
         "validate_judge",
         "judge_validation",

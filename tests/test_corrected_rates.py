@@ -21,8 +21,11 @@ def judged(flags: Any) -> list[dict[str, Any]]:
         {
             "document_id": str(n),
             "empty": False,
+            # Without a source there is nothing to judge against.
             "judges": {
-                "j": {"score": float(flag), "sentence_scores": [], "consistent": bool(flag)}
+                "j": flag
+                if flag is None
+                else {"score": float(flag), "sentence_scores": [], "consistent": bool(flag)}
             },
         }
         for n, flag in enumerate(flags)
@@ -71,6 +74,7 @@ def test_the_interval_holds_the_truth_and_the_observed_rate_does_not() -> None:
         ),
         ([1] * 20 + [0] * 18 + [1] * 2, [0] * 20, "it would be -0.111: the judge's error rates"),
         ([1] * 20 + [0] * 20, [1] * 5, "fewer than 10 documents"),
+        ([1] * 20 + [0] * 20, [1] * 2 + [None] * 10, "some resample has no judged answer"),
     ],
 )
 def test_no_rate_where_the_numbers_contradict_it(called, observed, reason) -> None:
@@ -141,5 +145,5 @@ def test_what_is_no_validation_of_these_judges_is_refused_first(
     (tmp_path / "my_judge.py").write_text(OWN.replace("0.8", "0.9"))
     with pytest.raises(DataError, match=r"knows first, whose content is not that .* \(own\)"):
         evaluate.run(config(data, tiny_model, judge_validation=str(path), **settings))
-    with pytest.raises(ConfigError, match="leave out --data, --model, --baseline, --judge-valid"):
+    with pytest.raises(ConfigError, match="leave out --data, --model, --baseline, --baselin"):
         EvaluateStudentConfig(validate_judge="p", output="o.json", judge_validation="v.json")

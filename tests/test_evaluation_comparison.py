@@ -190,6 +190,17 @@ def test_seeds_are_a_level_of_their_own() -> None:
     assert agreed.p_value == 1 / 10_000
 
 
+def test_over_seeds_too_a_reflected_figure_has_reflected_ends() -> None:
+    model, base = seeds([0.3, 0.2, 0.1]), seeds([0.0, 0.0, 0.0])
+    plain = compare_over_seeds(model, base)["x"]
+    turned = [{"x": replace(one["x"], interval="reflected")} for one in model]
+    found = compare_over_seeds(turned, base)["x"]
+    assert found.difference == plain.difference
+    assert found.interval == pytest.approx(
+        [2 * plain.difference - end for end in plain.interval[::-1]]
+    )
+
+
 def test_seeds_that_do_not_pair_are_refused() -> None:
     with pytest.raises(DataError, match="3 training seeds against 2"):
         compare_over_seeds(seeds([0, 0, 0]), seeds([0, 0]))

@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import pipeline.evaluation.evaluate as evaluate
 import pipeline.evaluation.model_in_use as model_in_use
 from pipeline.errors import ConfigError, DataError, ModelError, OutputExistsError
-from pipeline.evaluation.comparisons import compare_models, read_scored
+from pipeline.evaluation.comparisons import compare_models, pair_seeds, read_scored
 from pipeline.evaluation.config import EvaluateStudentConfig
 from pipeline.evaluation.scores import aggregate, read_rows
 from pipeline.evaluation.table import format_table
+from pipeline.locking import locked
 
 ROWS = [
     {"instruction": "Add the two numbers.", "context": "1 and 2", "response": "the sum"},
@@ -467,6 +468,53 @@ def test_models_over_other_documents_are_not_compared(data: Path, tiny_model: Pa
     assert not figures & {"ece", "response_nll_nats", "overconfidence_gap"}
     with pytest.raises(DataError, match="no model 'sft' to compare with: there are whole"):
         compare_models({"whole": whole}, "sft")
+
+
+def test_an_arm_may_have_a_baseline_of_its_own(data: Path, tiny_model: Path) -> None:
+    evaluate.run(config(many_rows(data), tiny_model))
+    rows = read_rows(data.parent / "out" / "predictions" / "scores" / "model.jsonl")
+    one = read_scored(rows, 15)
+    models = {"sft": one, "sft-slow": one, "kd": one, "kd-slow": one}
+    found = compare_models(models, "sft", {"kd-slow": "sft-slow"})
+    pairs = {(r["model"], r["baseline"].removesuffix(" rescaled")) for r in found["results"]}
+    assert pairs == {("sft-slow", "sft"), ("kd", "sft"), ("kd-slow", "sft-slow")}
+    assert found["baseline_of"] == {"kd-slow": "sft-slow"}
+    with pytest.raises(DataError, match="no model 'none' to compare with"):
+        compare_models(models, "sft", {"kd": "none"})
+
+
+@pytest.mark.parametrize(
+    ("arm", "baseline", "pairs"),
+    [
+        ({"": "a"}, {"": "b"}, ["ab"]),
+        ({"0": "a", "1": "b"}, {"": "c"}, ["ac", "bc"]),
+        ({"": "a"}, {"0": "b", "1": "c"}, ["ab", "ac"]),
+        ({"1": "a", "0": "b"}, {"0": "c", "1": "d"}, ["ad", "bc"]),
+        ({"0": "a", "1": "b"}, {"0": "c"}, None),
+        ({"1": "a"}, {"0": "b"}, None),
+    ],
+)
+def test_only_a_model_without_a_seed_is_the_partner_of_all(arm, baseline, pairs) -> None:
+    if pairs is not None:
+        found = pair_seeds("kd", arm, "sft", baseline)
+        assert ["".join(pair) for pair in found] == pairs
+        return
+    with pytest.raises(DataError, match="kd is not compared with sft: seeds"):
+        pair_seeds("kd", arm, "sft", baseline)
+
+
+def test_a_scores_file_has_one_writer(
+    data: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "LOCK_WAIT_SECONDS", 0.0)
+    asked = config(many_rows(data), tiny_model)
+    lock = Path(asked.output).with_suffix(".lock")
+    lock.parent.mkdir(parents=True)
+    with (
+        locked(lock, "the scores file"),
+        pytest.raises(OutputExistsError, match="is being worked on by process"),
+    ):
+        evaluate.run(asked)
 
 
 def test_a_damaged_row_is_refused(data: Path, tiny_model: Path) -> None:

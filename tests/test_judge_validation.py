@@ -12,6 +12,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from test_judges import OWN
 
 import pipeline.evaluation.evaluate as evaluate
+from pipeline.data.config import DataSettings
 from pipeline.errors import ConfigError, DataError, OutputExistsError
 from pipeline.evaluation.config import EvaluateStudentConfig
 from pipeline.evaluation.discrimination import (
@@ -20,7 +21,7 @@ from pipeline.evaluation.discrimination import (
     threshold_curve,
     tuned_elsewhere,
 )
-from pipeline.evaluation.labelled_pairs import LabelledPair, read_labelled_pairs
+from pipeline.evaluation.labelled_pairs import LabelledPair, read_labelled_pairs, read_pairs
 from pipeline.evaluation.validation import measure_scores, trivial_scores
 
 # Below 10 documents no interval is resampled, so an example takes milliseconds.
@@ -162,6 +163,13 @@ def pairs(tmp_path: Path) -> Path:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_labels_in_another_format_are_not_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps([{"document": "The cat sat.", "summary": "A dog.", "label": 0}]))
+    with pytest.raises(DataError, match="its rows have label; pairs with labels are read from JSO"):
+        read_pairs(DataSettings(data=str(path)))
 
 
 def test_a_judge_is_validated(

@@ -37,6 +37,28 @@ def evaluation(tmp_path: Path, scores: dict, rows: list | None = None) -> Evalua
     return read_evaluation(write_scores(tmp_path / "xsum.json", scores, rows or make_rows(3)))
 
 
+# ---- names out of data, and scores without a student -------------------------------------------
+
+
+def test_a_charts_name_is_a_plain_file_name() -> None:
+    from pipeline.report.drawing import draw
+
+    chart = draw('x"><h1>/../y z', "t", "d", lambda figure: figure.add_subplot())
+    assert chart.name == "x---h1--..-y-z"
+    assert "<h1>" not in chart.svg
+
+
+def test_scores_without_a_student_have_no_token_view(tmp_path: Path) -> None:
+    from pipeline.report.inputs import Inputs
+    from pipeline.report.token_view import token_view
+
+    scores = make_scores(["teacher"], [])
+    scores["comparisons"]["baseline"] = "teacher"
+    inputs = Inputs([evaluation(tmp_path, scores)], [], None, None, "cache")
+    with pytest.raises(DataError, match="holds no student to show tokens of, only a teacher"):
+        token_view(BuildReportConfig(scores=("x.json",), output="r.html"), inputs, None)
+
+
 # ---- arms and levels --------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from pipeline.errors import OutputExistsError
 from pipeline.locking import locked
 from pipeline.progress import Progress, read_line
-from pipeline.sweep import places
+from pipeline.sweep import places, scores
 from pipeline.sweep.cell import CELL_NAME, Job, last_words, read_cell, read_last_part, run_cell
 from pipeline.sweep.children import Children
 from pipeline.sweep.places import make_places
@@ -159,6 +160,23 @@ def test_rows_are_taken_again_without_a_trace(tmp_path: Path) -> None:
         (target / f"{job.name}.jsonl.tmp-vm-1-0").write_text("")  # what a kill would leave
     _take_rows(job, "x", tmp_path / "scores" / "x.json")
     assert [path.name for path in target.iterdir()] == [f"{job.name}.jsonl"]
+
+
+def test_a_student_is_compared_with_plain_fine_tuning_of_its_own_further_settings(
+    tmp_path: Path,
+) -> None:
+    def job(arm: str, **settings: object) -> Job:
+        return replace(make_job(tmp_path, f"{arm}@0"), settings=settings)
+
+    jobs = [
+        job("a", alpha=0.0, learning_rate=1e-4, seed=0),
+        job("b", alpha=0.0, learning_rate=1e-5, seed=0),
+        job("c", alpha=1.0, learning_rate=1e-4, tail="ghost", seed=0),
+        job("d", alpha=1.0, learning_rate=1e-5, tail="ghost", seed=0),
+        job("e", alpha=1.0, learning_rate=1e-6, tail="ghost", seed=0),  # without a plain one
+    ]
+    assert scores._baseline(jobs) == "a"
+    assert scores._baselines_of_their_own(jobs, "a") == ["d=b"]
 
 
 def test_why_a_process_ended(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def measure_ability(
         config: of the run.
 
     Raises:
+        DataError: a task gives no number for an item.
         ModelError: a model does not load.
         OutputExistsError: figures of another version of a task are there under its name.
     """
@@ -149,29 +150,48 @@ def _run(loaded: Any, model: ModelInputs, tasks: list[Any], batch_size: int) -> 
 
     harness = HFLM(pretrained=loaded, tokenizer=model.tokenizer, batch_size=batch_size)
     found: Any = simple_evaluate(harness, tasks=tasks, bootstrap_iters=0, log_samples=True)
-    by_name = {task.task_name: task for task in tasks}
-    return {
-        name: [_item(by_name[name], sample) for sample in samples]
-        for name, samples in found["samples"].items()
-    }
+    return {task.task_name: read_items(task, found["samples"][task.task_name]) for task in tasks}
 
 
-def _item(task: Any, sample: dict[str, Any]) -> dict[str, Any]:
-    """Return one item: its number, hash, metrics, and of multiple choice the options' scores."""
-    item = {
-        "doc_id": sample["doc_id"],
-        "doc_hash": sample["doc_hash"],
-        "metrics": {
-            name: float(sample[name])
+def read_items(task: Any, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one item a document: its number, hash, metrics, and of multiple choice the options.
+
+    The harness has one sample for each document and filter of the task; the metrics of a further
+    filter are named METRIC,FILTER. Options are kept where one of them is right.
+
+    Raises:
+        DataError: the task gives no number for an item, as perplexities of corpora do.
+    """
+    items: dict[Any, dict[str, Any]] = {}
+    first = samples[0].get("filter")
+    for sample in samples:
+        place = {"doc_id": sample["doc_id"], "doc_hash": sample["doc_hash"]}
+        item = items.setdefault(sample["doc_id"], {**place, "metrics": {}, "options": None})
+        ending = "" if sample.get("filter") == first else f",{sample['filter']}"
+        item["metrics"] |= {
+            name + ending: float(sample[name])
             for name in sample["metrics"]
             if isinstance(sample[name], bool | int | float)
-        },
-        "options": None,
-    }
-    if task.OUTPUT_TYPE == "multiple_choice" and isinstance(sample["target"], int):
-        item["options"] = {
-            "loglikelihoods": [score for score, _ in sample["filtered_resps"]],
-            "characters": [len(choice) for choice in task.doc_to_choice(sample["doc"])],
-            "gold": sample["target"],
         }
-    return item
+        if item["options"] is None and _has_one_answer(task, sample):
+            item["options"] = {
+                "loglikelihoods": [score for score, _ in sample["filtered_resps"]],
+                "characters": [len(choice) for choice in task.doc_to_choice(sample["doc"])],
+                "gold": sample["target"],
+            }
+    if not all(item["metrics"] for item in items.values()):
+        raise DataError(
+            f"--task {task.task_name}: it gives no number for each item, so models cannot be "
+            "compared on it; expected a task with accuracies or the like"
+        )
+    return list(items.values())
+
+
+def _has_one_answer(task: Any, sample: dict[str, Any]) -> bool:
+    """Whether the task is a choice with one right option, scored in the harness's own way.
+
+    truthfulqa_mc2, for one, has several true options, names the first, and scores in its own way.
+    """
+    own_way = getattr(task.config, "process_results", None) is not None
+    choice = task.OUTPUT_TYPE == "multiple_choice" and isinstance(sample["target"], int)
+    return choice and not own_way

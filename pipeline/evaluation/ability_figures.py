@@ -1,12 +1,14 @@
 """Figures of general ability from stored items, with intervals over items, and comparisons."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import DataError
 from pipeline.evaluation.bootstrap import Figure, intervals, ratio
-from pipeline.evaluation.comparison import Comparison, compare, describe
+from pipeline.evaluation.comparison import Comparison, compare, compare_over_seeds, describe
+from pipeline.evaluation.comparisons import group_seeds, pair_seeds
 from pipeline.evaluation.correction import benjamini_hochberg
 from pipeline.evaluation.multiple_choice import Question, multiple_choice_figures
 from pipeline.evaluation.scores import read_rows
@@ -45,28 +47,69 @@ def summarize(items: Sequence[dict[str, Any]], num_bins: int) -> dict[str, Any]:
 
 
 def compare_tasks(
-    scores: dict[str, Any], output: Path, baseline: str, num_bins: int
-) -> list[dict[str, Any]]:
-    """Return every model against the baseline on each task that both have, item by item.
+    scores: dict[str, Any],
+    output: Path,
+    baseline: str,
+    baseline_of: Mapping[str, str],
+    num_bins: int,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return every arm against its baseline on each task that both have, item by item.
 
-    All of them are exploratory: one family, corrected by Benjamini and Hochberg. [] where the
-    baseline is no single model.
+    Arms are paired as `compare_models` does, seed by seed. All comparisons are exploratory: one
+    family, corrected by Benjamini and Hochberg.
+
+    Returns:
+        The results, and a line for each arm and task that is not compared.
     """
-    entries = scores["models"]
-    found = []
-    for name in entries.get(baseline, {}).get("tasks", {}):
-        reference = task_figures(read_rows(items_path(output, name, baseline)), num_bins)
-        for model, entry in entries.items():
-            if model != baseline and name in entry.get("tasks", {}):
-                figures = task_figures(read_rows(items_path(output, name, model)), num_bins)
-                metric = "acc_norm" if "acc_norm" in figures else next(iter(figures))
-                result = compare({metric: figures[metric]}, {metric: reference[metric]})[metric]
-                found.append((model, name, metric, result))
+    found: list[tuple[str, str, str, str, Comparison]] = []
+    not_compared = []
+    entries = scores["models"].items()
+    for task in dict.fromkeys(task for _, entry in entries for task in entry.get("tasks", {})):
+        arms = group_seeds(
+            {
+                name: task_figures(read_rows(items_path(output, task, name)), num_bins)
+                for name, entry in entries
+                if task in entry.get("tasks", {})
+            }
+        )
+        for arm, seeds in arms.items():
+            own = baseline_of.get(arm, baseline)
+            if arm == own:
+                continue
+            try:
+                metric, result = _compare_on(arm, seeds, own, arms.get(own, {}))
+                found.append((arm, own, task, metric, result))
+            except DataError as error:
+                not_compared.append(f"{task}: {error}")
     p_values = benjamini_hochberg([result.p_value for *_, result in found])
     return [
-        _as_json(model, baseline, name, metric, replace(result, corrected_p_value=p_value))
-        for (model, name, metric, result), p_value in zip(found, p_values, strict=True)
-    ]
+        _as_json(arm, own, task, metric, replace(result, corrected_p_value=p_value))
+        for (arm, own, task, metric, result), p_value in zip(found, p_values, strict=True)
+    ], not_compared
+
+
+def _compare_on(
+    arm: str,
+    seeds: Mapping[str, Mapping[str, Figure]],
+    baseline: str,
+    baselines: Mapping[str, Mapping[str, Figure]],
+) -> tuple[str, Comparison]:
+    """Return the metric that is compared, and the comparison.
+
+    Raises:
+        DataError: the baseline lacks the task, or they have no metric in common.
+    """
+    if not baselines:
+        raise DataError(f"{arm} is not compared with {baseline}, which has no figures of it")
+    pairs = pair_seeds(arm, seeds, baseline, baselines)
+    metrics = [m for m in pairs[0][0] if all(m in one for pair in pairs for one in pair)]
+    if not metrics:
+        raise DataError(f"{arm} is not compared with {baseline}: no metric in common")
+    metric = "acc_norm" if "acc_norm" in metrics else metrics[0]
+    models, others = ([{metric: one[metric]} for one in side] for side in zip(*pairs, strict=True))
+    if len(pairs) > 1:
+        return metric, compare_over_seeds(models, others)[metric]
+    return metric, compare(models[0], others[0])[metric]
 
 
 def _as_json(

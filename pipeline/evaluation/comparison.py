@@ -147,8 +147,9 @@ def compare_over_seeds(
 ) -> dict[str, Comparison]:
     """Return {figure name: mean over training seeds of model - baseline}, paired by seed.
 
-    Interval and p-value are of the two-level bootstrap (documents and seeds), by percentiles; the
-    p-value is 2 min(share of draws <= 0, share >= 0), at least 1 / draws.
+    Interval and p-value are of the two-level bootstrap (documents and seeds), by percentiles, of
+    figures with reflected intervals by reflected draws, 2 * estimate - draw; the p-value is
+    2 min(share of draws <= 0, share >= 0), at least 1 / draws.
 
     Raises:
         DataError: fewer than two seeds, unlike numbers of seeds or of documents.
@@ -169,11 +170,14 @@ def compare_over_seeds(
 def _over_seeds(changes: Sequence[Figure], draws: int, seed: int) -> Comparison:
     sample_B = two_level_sample(np.stack(resample(changes, draws, seed), axis=1), seed)
     num_documents = len(changes[0].sums_DS)
+    values = tuple(_estimate(change) for change in changes)
+    mean = sum(values) / len(values)
+    if changes[0].interval == "reflected":
+        sample_B = 2 * mean - sample_B
     enough = num_documents >= MIN_DOCUMENTS and bool(np.isfinite(sample_B).all())
     share = 2 * min(float((sample_B <= 0).mean()), float((sample_B >= 0).mean()))
-    values = tuple(_estimate(change) for change in changes)
     return Comparison(
-        difference=sum(values) / len(values),
+        difference=mean,
         interval=percentile_interval(sample_B) if enough else None,
         p_value=min(1.0, max(share, 1 / draws)),
         sign_p_value=None,

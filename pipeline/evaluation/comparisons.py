@@ -10,7 +10,7 @@ figures are exploratory and corrected by Benjamini and Hochberg's.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.errors import DataError
 from pipeline.evaluation.bootstrap import Figure
@@ -27,6 +27,9 @@ from pipeline.evaluation.figures import (
     rescaled_figures,
     token_figures,
 )
+
+Model = TypeVar("Model")
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,9 +62,7 @@ class Found:
     result: Comparison
 
 
-def read_scored(
-    rows: Sequence[Row], num_bins: int, more: Mapping[str, Figure] = MappingProxyType({})
-) -> Scored:
+def read_scored(rows: Sequence[Row], num_bins: int, more: Mapping[str, Figure] = NONE) -> Scored:
     """Return what comparisons need of one model's rows.
 
     Args:
@@ -82,40 +83,60 @@ def read_scored(
     )
 
 
-def compare_models(scored: Mapping[str, Scored], baseline: str) -> dict[str, Any]:
-    """Return {"baseline", "results", "not_compared"} of all arms against the arm `baseline`.
+def compare_models(
+    scored: Mapping[str, Scored], baseline: str, baseline_of: Mapping[str, str] = NONE
+) -> dict[str, Any]:
+    """Return {"baseline", "baseline_of", "results", "not_compared"} of all arms.
 
     A result holds model, baseline, figure, family ("primary" or "exploratory"), correction, the
     fields of a Comparison in the figure's own unit, and the sentence.
 
+    Args:
+        scored: the models by name.
+        baseline: the arm that the others are compared with.
+        baseline_of: {arm: the arm that it is compared with in place of `baseline`}.
+
     Raises:
-        DataError: there is no arm of that name.
+        DataError: there is no arm of a baseline's name.
     """
-    arms: dict[str, dict[str, Scored]] = {}
-    for name, model in scored.items():
-        arm, seed = split_name(name)
-        arms.setdefault(arm, {})[seed] = model
-    if baseline not in arms:
-        raise DataError(f"no model {baseline!r} to compare with: there are {', '.join(arms)}")
+    arms = group_seeds(scored)
+    for name in (baseline, *baseline_of.values()):
+        if name not in arms:
+            raise DataError(f"no model {name!r} to compare with: there are {', '.join(arms)}")
     found: list[Found] = []
     not_compared: list[str] = []
     for arm, seeds in arms.items():
-        if arm != baseline:
+        own = baseline_of.get(arm, baseline)
+        if arm != own:
             try:
-                found += _compare_arms(arm, seeds, baseline, arms[baseline])
+                found += _compare_arms(arm, seeds, own, arms[own])
             except DataError as error:
                 not_compared.append(str(error))
     results = [
         *_corrected([one for one in found if one.how.primary], "primary", "holm"),
         *_corrected([o for o in found if not o.how.primary], "exploratory", "benjamini-hochberg"),
     ]
-    return {"baseline": baseline, "results": results, "not_compared": not_compared}
+    return {
+        "baseline": baseline,
+        "baseline_of": dict(baseline_of),
+        "results": results,
+        "not_compared": not_compared,
+    }
+
+
+def group_seeds(models: Mapping[str, Model]) -> dict[str, dict[str, Model]]:
+    """Return {arm: {seed: model}} of models by name; the seed is "" where a name has none."""
+    arms: dict[str, dict[str, Model]] = {}
+    for name, model in models.items():
+        arm, seed = split_name(name)
+        arms.setdefault(arm, {})[seed] = model
+    return arms
 
 
 def _compare_arms(
     arm: str, models: Mapping[str, Scored], baseline: str, baselines: Mapping[str, Scored]
 ) -> list[Found]:
-    pairs = _pair_seeds(arm, models, baseline, baselines)
+    pairs = pair_seeds(arm, models, baseline, baselines)
     for model, other in pairs:
         if model.records != other.records:
             shared = len(set(model.records) & set(other.records))
@@ -138,23 +159,29 @@ def _compare_arms(
     return found
 
 
-def _pair_seeds(
-    arm: str, models: Mapping[str, Scored], baseline: str, baselines: Mapping[str, Scored]
-) -> list[tuple[Scored, Scored]]:
-    """Return the pairs to compare; a model without a seed is the partner of every seed."""
-    if len(models) > 1 and len(baselines) == 1:
-        (other,) = baselines.values()
-        return [(model, other) for model in models.values()]
-    if len(baselines) > 1 and len(models) == 1:
-        (model,) = models.values()
-        return [(model, other) for other in baselines.values()]
-    if len(models) > 1 and set(models) != set(baselines):
+def pair_seeds(
+    arm: str, models: Mapping[str, Model], baseline: str, baselines: Mapping[str, Model]
+) -> list[tuple[Model, Model]]:
+    """Return the pairs to compare; a model without a seed is the partner of every seed.
+
+    Args:
+        arm: for the message.
+        models: {seed: model} of the arm, of `group_seeds`.
+        baseline: for the message.
+        baselines: the same of the baseline.
+
+    Raises:
+        DataError: the two were trained with other seeds.
+    """
+    if set(baselines) == {""}:
+        return [(model, baselines[""]) for model in models.values()]
+    if set(models) == {""}:
+        return [(models[""], other) for other in baselines.values()]
+    if set(models) != set(baselines):
         raise DataError(
             f"{arm} is not compared with {baseline}: seeds {', '.join(sorted(models))} and "
             f"{', '.join(sorted(baselines))}; seeds are compared pair by pair"
         )
-    if len(models) == 1:
-        return list(zip(models.values(), baselines.values(), strict=True))
     return [(models[seed], baselines[seed]) for seed in models]
 
 

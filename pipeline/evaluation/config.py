@@ -51,6 +51,10 @@ def split_name(name: str) -> tuple[str, str]:
     return arm, seed
 
 
+# Flags that say nothing where judges are measured on labelled pairs.
+NO_PAIRS = ("data", "model", "baseline", "baseline_of", "judge_validation", "task")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateStudentConfig(DataSettings, GenerationSettings):
     """Settings of `evaluate-student`: which models, on which dataset, scored how."""
@@ -92,6 +96,9 @@ class EvaluateStudentConfig(DataSettings, GenerationSettings):
     baseline: str | None = setting(
         "Name of the model or arm to compare the others with; the first --model by default.", None
     )
+    baseline_of: tuple[str, ...] = setting(
+        "ARM=BASELINE: compares this arm with another one than --baseline; repeat for several.", ()
+    )
     max_new_tokens: int = setting("Longest prediction, in tokens.", 128)
     batch_size: int = setting("Documents in one forward pass.", 8)
     ece_bins: int = setting("Bins of the calibration errors.", 15)
@@ -112,10 +119,10 @@ class EvaluateStudentConfig(DataSettings, GenerationSettings):
         if self.validate_judge is None:
             DataSettings.__post_init__(self)
             self._check_models()
-        elif self.data or self.model or self.task or self.baseline or self.judge_validation:
+        elif any(getattr(self, name) for name in NO_PAIRS):
             raise ConfigError(
-                "--validate-judge measures judges on labelled pairs and no model: leave out --data,"
-                " --model, --baseline, --judge-validation and --task"
+                "--validate-judge measures judges on labelled pairs and no model: leave out "
+                + ", ".join("--" + name.replace("_", "-") for name in NO_PAIRS)
             )
         self._check_numbers()
 
@@ -126,6 +133,16 @@ class EvaluateStudentConfig(DataSettings, GenerationSettings):
                 f"--baseline {self.baseline!r}: no --model has that name; there are "
                 f"{', '.join(arms)}"
             )
+        for arm, baseline in self.read_baselines().items():
+            if not {arm, baseline} <= arms.keys():
+                raise ConfigError(
+                    f"--baseline-of {arm}={baseline}: expected ARM=BASELINE, each one of "
+                    f"{', '.join(arms)}"
+                )
+
+    def read_baselines(self) -> dict[str, str]:
+        """Return {arm: its own baseline} of --baseline-of."""
+        return {arm: name for arm, _, name in (one.partition("=") for one in self.baseline_of)}
 
     def _check_numbers(self) -> None:
         for field in ("max_new_tokens", "batch_size", "ece_bins"):

@@ -90,11 +90,14 @@ def correct_rate(rows: Sequence[Row], name: str, judge: Row) -> dict[str, Any]:
         reason = f"fewer than {MIN_DOCUMENTS} documents"
         return {**about, "rate": None, "interval": None, "reason": reason}
     power_B, chance_B = resample([power, chance], seed=SEED + 1)  # draws of their own
+    (observed_B,) = resample([observed])
+    if not np.isfinite([power_B, chance_B, observed_B]).all():
+        reason = "some resample has no judged answer, or no label of one class"
+        return {**about, "rate": None, "interval": None, "reason": reason}
     if not power_B.min() > 0:
         reason = f"some resample of the labels has TPR + TNR - 1 = {power_B.min():.3f}, no better "
         reason += "than chance"
         return {**about, "rate": None, "interval": None, "reason": reason}
-    (observed_B,) = resample([observed])
     rate = ((observed.estimate or 0.0) - (chance.estimate or 0.0)) / (power.estimate or 1.0)
     if not 0 <= rate <= 1:
         reason = f"it would be {rate:.3f}: the judge's error rates are others on these answers"

@@ -37,9 +37,13 @@ from pipeline.evaluation.scores_file import (
 )
 from pipeline.evaluation.summary import print_summary
 from pipeline.evaluation.validation import validate_judges
+from pipeline.locking import locked
 from pipeline.models.engines import pick_engine
 from pipeline.models.memory import memory_advice
 from pipeline.run_record import write_json
+
+# A killed run's processes may take a moment to end.
+LOCK_WAIT_SECONDS = 10.0
 
 
 def run(config: EvaluateStudentConfig) -> dict[str, Any]:
@@ -51,7 +55,8 @@ def run(config: EvaluateStudentConfig) -> dict[str, Any]:
         EngineError: vLLM does not start, or stops.
         MissingPackageError: rouge-score, or the engine asked for, is not installed.
         ModelError: a model or tokenizer is not found, does not load, or does not fit.
-        OutputExistsError: the scores file was made with other settings or models.
+        OutputExistsError: the scores file was made with other settings or models, or another
+            process writes it.
     """
     output = Path(config.output).expanduser()
     if output.is_dir():
@@ -63,6 +68,20 @@ def run(config: EvaluateStudentConfig) -> dict[str, Any]:
     load_scorer(stem=False)
     inputs = find_inputs(config)
     lens = load_lens(config.lookback_lens, inputs)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with locked(output.with_suffix(".lock"), f"the scores file {output}", LOCK_WAIT_SECONDS):
+        return _evaluate(config, output, inputs, judges, tasks, lens)
+
+
+def _evaluate(
+    config: EvaluateStudentConfig,
+    output: Path,
+    inputs: Sequence[ModelInputs],
+    judges: Sequence[FoundJudge],
+    tasks: dict[str, Any],
+    lens: LookbackLens | None,
+) -> dict[str, Any]:
+    """Evaluate what the scores file lacks; no other process writes it meanwhile."""
     engine, reason = pick_engine_of(output, config.engine)
     scores = read_scores(output, describe_settings(config, engine))
     todo = [one for one in inputs if not is_finished(output, scores, one.name, one.identity)]
@@ -105,7 +124,6 @@ def _read_models(
     scores: dict[str, Any],
 ) -> None:
     """Add an entry for each model of `todo`, and the lens's figures where they are missing."""
-    output.parent.mkdir(parents=True, exist_ok=True)
     names = {model.name for model in todo}
     for model in inputs:
         with (
@@ -163,8 +181,12 @@ def _compare(
         name: read_scored(own, config.ece_bins, compared_figures(own, median))
         for name, own in rows.items()
     }
-    found = compare_models(scored, config.baseline or split_name(first)[0])
-    found["tasks"] = compare_tasks(scores, output, found["baseline"], config.ece_bins)
+    others = config.read_baselines()
+    found = compare_models(scored, config.baseline or split_name(first)[0], others)
+    found["tasks"], missing = compare_tasks(
+        scores, output, found["baseline"], others, config.ece_bins
+    )
+    found["not_compared"] += missing
     found["not_compared"] += [
         f"{name} is not compared: {predictions_path(output, name)} is gone; evaluate it again"
         for name in scores["models"]

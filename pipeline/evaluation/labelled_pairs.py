@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.config import DataSettings
-from pipeline.data.sources import load_records
+from pipeline.data.sources import load_records, load_rows
 from pipeline.errors import DataError
 from pipeline.evaluation.extractiveness import words
 
@@ -38,6 +38,13 @@ def read_pairs(settings: DataSettings) -> tuple[list[LabelledPair], bool]:
     path = Path(settings.data).expanduser()
     if _is_labelled(path):
         return read_labelled_pairs(path, settings.max_examples), True
+    fields = {field for row in load_rows(settings) for field in LABEL_FIELDS if field in row}
+    if fields:
+        raise DataError(
+            f"--validate-judge {settings.data}: its rows have {' and '.join(sorted(fields))}; "
+            "pairs with labels are read from JSON Lines, in a file whose every line has document, "
+            "summary and label"
+        )
     pairs = [
         LabelledPair(record.context, record.response, faithful=True)
         for record in load_records(settings)

@@ -88,7 +88,8 @@ def draw(
     """Return the chart that `paint` draws on a matplotlib figure.
 
     Args:
-        name: file name without ending.
+        name: file name without ending; what is not plain in it becomes a dash, as it may hold
+            names out of data.
         title: what is shown; the page prints it above the picture.
         description: for those who do not see the picture.
         paint: adds axes and marks to the figure given.
@@ -102,6 +103,8 @@ def draw(
     require_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure
+
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
 
     look: dict[Any, Any] = {
         "svg.fonttype": "none",

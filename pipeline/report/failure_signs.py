@@ -104,7 +104,7 @@ def _sign(name: str, seen: Sequence[str], hints: Sequence[str], quiet: str) -> S
 
 
 def _collapse(evaluation: Evaluation) -> Sign:
-    name = "Collapse at high alpha: the largest alpha below plain fine-tuning"
+    name = "Collapse at high alpha: the largest alpha below its baseline"
     arms = [arm for arm in evaluation.arms if arm.role == "kd"]
     if not arms:
         return Sign(name, "not measured", "there is no distilled arm")

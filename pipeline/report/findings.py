@@ -65,7 +65,7 @@ def find_results(evaluation: Evaluation, measure: Measure, against: str = "") ->
         result["model"]: result
         for result in evaluation.scores["comparisons"]["results"]
         if result["figure"] == measure.name
-        and result["baseline"] == evaluation.baseline + against
+        and result["baseline"] == evaluation.baseline_of(result["model"]) + against
         and result.get("interval") is not None
     }
     return [found[arm.name] for arm in evaluation.arms if arm.role == "kd" and arm.name in found]
@@ -85,7 +85,7 @@ def point_direction(evaluation: Evaluation, measure: Measure, result: Result) ->
     """Return the direction of the difference itself, whether or not it is inside noise."""
     change = float(result["difference"])
     if measure.better == "zero":
-        before = _baseline_mean(evaluation, measure)
+        before = _baseline_mean(evaluation, measure, result["model"])
         change = abs(before) - abs(before + change)
     elif measure.better == "lower":
         change = -change
@@ -96,8 +96,8 @@ def point_direction(evaluation: Evaluation, measure: Measure, result: Result) ->
     return "better" if change > 0 else "worse"
 
 
-def _baseline_mean(evaluation: Evaluation, measure: Measure) -> float:
-    arm = next(arm for arm in evaluation.arms if arm.name == evaluation.baseline)
+def _baseline_mean(evaluation: Evaluation, measure: Measure, model: str) -> float:
+    arm = next(arm for arm in evaluation.arms if arm.name == evaluation.baseline_of(model))
     values = [evaluation.models[model][measure.name] for model in arm.models.values()]
     return float(sum(values) / len(values))
 
@@ -184,11 +184,14 @@ def find(evaluation: Evaluation, measure: Measure, against: str = "") -> Finding
 
 
 def describe_baseline(evaluation: Evaluation) -> str:
-    """Return what the arms are compared with, for people."""
-    arm = next((arm for arm in evaluation.arms if arm.name == evaluation.baseline), None)
-    if arm is not None and arm.role == "sft":
-        return f"plain fine-tuning ({arm.name})"
-    return evaluation.baseline
+    """Return what the distilled arms are compared with, for people."""
+    names = {evaluation.baseline_of(arm.name) for arm in evaluation.arms if arm.role == "kd"}
+    names = names or {evaluation.baseline}
+    plain = all(arm.role == "sft" for arm in evaluation.arms if arm.name in names)
+    if len(names) > 1:
+        return "plain fine-tuning of the same further settings" if plain else "several baselines"
+    (name,) = names
+    return f"plain fine-tuning ({name})" if plain else name
 
 
 def _sentence(

@@ -39,8 +39,12 @@ class Evaluation:
 
     @property
     def baseline(self) -> str:
-        """The arm that all others are compared with."""
+        """The arm that the others are compared with, unless they have one of their own."""
         return str(self.scores["comparisons"]["baseline"])
+
+    def baseline_of(self, arm: str) -> str:
+        """The arm that this arm is compared with."""
+        return str(self.scores["comparisons"]["baseline_of"].get(arm, self.baseline))
 
     def predictions_path(self, model: str) -> Path:
         """Return where evaluate-student put the model's rows."""
@@ -104,7 +108,7 @@ def read_inputs(config: BuildReportConfig) -> Inputs:
     cost_path = sweep / "cost.json"
     cost = read_document(cost_path, {"totals": dict}, SWEEP) if cost_path.exists() else None
     cache = config.cache or str(plan["cache"].get("name") or "") or None
-    evaluations = [read_evaluation(path) for path in paths]
+    evaluations = [read_evaluation(path, SWEEP) for path in paths]
     return Inputs(evaluations, _cells_of_sweep(sweep), plan, cost, cache)
 
 
@@ -120,14 +124,18 @@ def _read_plan(path: Path) -> Document:
     return plan
 
 
-def read_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: Path, maker: str = EVALUATE) -> Evaluation:
     """Return one scores file, with every field the report needs checked.
+
+    Args:
+        path: the file.
+        maker: the command to run again where it is unfinished.
 
     Raises:
         DataError: it is missing, damaged, or of another version.
     """
     fields: dict[str, type] = {"settings": dict, "models": dict, "comparisons": dict}
-    scores = read_document(path, fields, EVALUATE)
+    scores = read_document(path, fields, maker)
     if not scores["models"]:
         raise DataError(f"{path} holds no models: run {EVALUATE} again")
     settings = scores["settings"]
@@ -137,14 +145,17 @@ def read_evaluation(path: Path) -> Evaluation:
     arms = group_arms(scores["models"])
     comparisons, where = scores["comparisons"], f"{path}, comparisons"
     check_fields(comparisons, {"baseline": str, "results": list}, where, EVALUATE)
+    own = comparisons.setdefault("baseline_of", {})  # of a file of before there were any
+    check_fields(comparisons, {"baseline_of": dict}, where, EVALUATE)
     for number, result in enumerate(comparisons["results"]):
         check_fields(result, RESULT_FIELDS, f"{where}, result {number}", EVALUATE)
         _check_interval(result.get("interval"), f"{where}, result {number}", "the difference")
-    if comparisons["baseline"] not in {arm.name for arm in arms}:
-        raise DataError(
-            f"{where}: the baseline {comparisons['baseline']!r} is no model of the file, expected "
-            f"one of {', '.join(arm.name for arm in arms)}; run {EVALUATE} again"
-        )
+    for baseline in (comparisons["baseline"], *own.values()):
+        if baseline not in {arm.name for arm in arms}:
+            raise DataError(
+                f"{where}: the baseline {baseline!r} is no model of the file, expected one of "
+                f"{', '.join(arm.name for arm in arms)}; run {EVALUATE} again"
+            )
     return Evaluation(path.stem, path, scores, arms)
 
 

@@ -8,6 +8,7 @@ and run only the one script whose hash it names.
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -97,6 +98,7 @@ def render(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         evaluations=evaluations,
         training=training,
+        baseline=_asked_against(parts),
         tokens=None if tokens is None else Markup(_data(tokens)),
         token_choice=_choice(config, tokens),
         token_models=[] if tokens is None else tokens["models"],
@@ -116,6 +118,14 @@ def render(
     )
     answers = [f"{e['name']}: {f.lead}. {f.text}" for e in evaluations for f in e["findings"]]
     return Page(text, answers)
+
+
+def _asked_against(parts: Sequence[EvaluationPart]) -> str:
+    """Return what the page's question names: plain fine-tuning, unless it is not the baseline."""
+    names = {describe_baseline(part.evaluation) for part in parts}
+    if all(name.startswith("plain fine-tuning") for name in names):
+        return "plain fine-tuning"
+    return " or ".join(sorted(names))
 
 
 def _evaluation(

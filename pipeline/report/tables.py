@@ -28,7 +28,8 @@ def headline(evaluation: Evaluation) -> tuple[list[tuple[str, str]], list[ArmRow
     verdicts = {}
     for result in evaluation.scores["comparisons"]["results"]:
         for measure in measures:
-            same = result["figure"] == measure.name and result["baseline"] == evaluation.baseline
+            own = evaluation.baseline_of(result["model"])
+            same = result["figure"] == measure.name and result["baseline"] == own
             if same and result.get("interval") is not None:
                 verdict = judge_result(evaluation, measure, result)
                 verdicts[result["model"], measure.name] = "" if verdict == "noise" else verdict

@@ -74,6 +74,11 @@ def token_view(config: BuildReportConfig, inputs: Inputs, cache: LogitCache) -> 
     """
     evaluation = inputs.evaluations[0]
     places = find_students(evaluation, inputs.cells)
+    if not places:
+        raise DataError(
+            f"{evaluation.path} holds no student to show tokens of, only a teacher: evaluate one, "
+            "or give --token-examples 0"
+        )
     numbers = choose_examples(cache, config.token_examples, config.example)
     identity = {
         "version": VERSION,

@@ -41,6 +41,8 @@ UNCOMPARED = {
     "train-student": ("cache", "dry_run", "local_copy", "output", "report_to", "student"),
     "evaluate-student": ("batch_size", "model", "output"),
 }
+# Settings of an evaluation that name arms; a single cell knows none.
+COMPARED_WITH = ("baseline", "baseline_of")
 # Processes of a sweep that was killed end by themselves, at once.
 WAIT_SECONDS = 60.0
 

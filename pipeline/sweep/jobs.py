@@ -5,7 +5,7 @@ Baselines train nothing, so what is wrong with an evaluation is seen before the 
 
 from pathlib import Path
 
-from pipeline.sweep.cell import Job
+from pipeline.sweep.cell import COMPARED_WITH, Job
 from pipeline.sweep.config import SweepAlphaConfig
 from pipeline.sweep.plan import SweepPlan
 
@@ -14,7 +14,7 @@ def make_jobs(plan: SweepPlan, config: SweepAlphaConfig) -> list[Job]:
     """Return one job for each baseline and each cell, in the order they are to run."""
     output, directory = Path(config.output).absolute(), Path.cwd()
     evaluations = {
-        name: {key: value for key, value in settings.items() if key != "baseline"}
+        name: {key: value for key, value in settings.items() if key not in COMPARED_WITH}
         for name, settings in plan.evaluations.items()
     }
     jobs = [

@@ -16,7 +16,7 @@ from pipeline.cli.reference import load_command
 from pipeline.errors import ConfigError, OutputExistsError
 from pipeline.models.checkpoint import find_checkpoint, fingerprint_checkpoint, fingerprint_shape
 from pipeline.run_record import differences, installed_versions, write_json
-from pipeline.sweep.cell import UNCOMPARED
+from pipeline.sweep.cell import COMPARED_WITH, UNCOMPARED
 from pipeline.sweep.config import SweepAlphaConfig
 from pipeline.sweep.documents import read_document
 from pipeline.sweep.grid import GIVEN, Cell, make_cells, read_axes
@@ -173,7 +173,7 @@ def make_plan(settings: SweepSettings, config: SweepAlphaConfig) -> tuple[SweepP
         find_checkpoint(path)
     command: StageCommand = load_command("evaluate-student")
     for name, section in settings.evaluations.items():
-        section = {k: v for k, v in section.items() if k != "baseline"}
+        section = {k: v for k, v in section.items() if k not in COMPARED_WITH}
         load_records(command.build({**section, "model": ["x=x"], "output": "x.json"}, name))
     fingerprint = fingerprint_shape if shared.get("from_scratch") else fingerprint_checkpoint
     plan = SweepPlan(
@@ -249,7 +249,7 @@ def _compared(document: dict[str, Any]) -> dict[str, Any]:
         "cells": {cell["name"]: cell["settings"] for cell in document["cells"]},
         "train_student": _without(document["train_student"], UNCOMPARED["train-student"]),
         "evaluations": {
-            name: _without(settings, ("baseline", *UNCOMPARED["evaluate-student"]))
+            name: _without(settings, (*COMPARED_WITH, *UNCOMPARED["evaluate-student"]))
             for name, settings in document["evaluations"].items()
         },
         "baselines": document["baselines"],

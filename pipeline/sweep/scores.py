@@ -22,6 +22,7 @@ from pipeline.errors import OutputExistsError
 from pipeline.run_record import differences, write_json
 from pipeline.sweep.cell import Job, last_words, read_scores
 from pipeline.sweep.children import Children
+from pipeline.sweep.grid import KL_SETTINGS
 from storage_schema.publish import temporary_path
 
 # The folders evaluate-student keeps beside a scores file, whichever of them there are.
@@ -46,7 +47,10 @@ def combine_scores(
     path = output.absolute() / "scores" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     merged = _merge(name, jobs)
-    settings = {**settings, "baseline": settings.get("baseline") or _baseline(jobs)}
+    if not settings.get("baseline"):
+        baseline = _baseline(jobs)
+        own = {"baseline": baseline, "baseline_of": _baselines_of_their_own(jobs, baseline)}
+        settings = {**settings, **own}
     fingerprint = _fingerprint(merged, settings)
     stamp = path.with_suffix(".stamp")
     if stamp.exists() and stamp.read_text(encoding="utf-8") == fingerprint and path.exists():
@@ -94,6 +98,23 @@ def _baseline(jobs: Sequence[Job]) -> str:
     plain = [job.arm for job in jobs if job.settings.get("alpha") == 0]
     trained = [job.arm for job in jobs if job.train is not None]
     return [*plain, *trained, jobs[0].arm][0]
+
+
+def _baselines_of_their_own(jobs: Sequence[Job], baseline: str) -> list[str]:
+    """Return ARM=BASELINE of distilled arms whose plain fine-tuning is another than `baseline`.
+
+    Only what the teacher adds should differ: a student at another learning rate is compared with
+    plain fine-tuning at that rate, where that was trained.
+    """
+    plain = {_plain_settings(job): job.arm for job in jobs if job.settings.get("alpha") == 0}
+    own = {job.arm: plain.get(_plain_settings(job)) for job in jobs if job.settings.get("alpha")}
+    return [f"{arm}={name}" for arm, name in own.items() if name not in (None, baseline)]
+
+
+def _plain_settings(job: Job) -> str:
+    """Return what the job has beside alpha, seed and the settings of the KL term."""
+    ignored = ("alpha", "seed", *KL_SETTINGS)
+    return json.dumps({k: v for k, v in job.settings.items() if k not in ignored}, sort_keys=True)
 
 
 def _fingerprint(merged: dict[str, Any], settings: dict[str, Any]) -> str:

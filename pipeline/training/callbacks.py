@@ -97,7 +97,7 @@ def epochs_of_ended_run(trainer: Trainer, checkpoint: Path) -> int | None:
     stops = [c for c in trainer.callback_handler.callbacks if isinstance(c, EarlyStopping)]
     if state.global_step < state.max_steps and not any(stop.has_waited(state) for stop in stops):
         return None
-    return math.floor(state.epoch)
+    return int(state.epoch)
 
 
 def run_callbacks(command: str, patience: int | None) -> list[TrainerCallback]:

@@ -17,7 +17,10 @@ from pipeline.models.checkpoint import find_checkpoint, fingerprint_checkpoint
 
 @dataclass(frozen=True, slots=True)
 class FoundJudge:
-    """A judge that was found, not loaded: its choice, where it lies, and its content's SHA-256."""
+    """A judge that was found, not loaded: its choice, where it lies, and its content's SHA-256.
+
+    Of a class of the user's the content is its file, and its name belongs to it.
+    """
 
     choice: JudgeChoice
     path: Path
@@ -27,6 +30,8 @@ class FoundJudge:
     def identity(self) -> dict[str, str]:
         """What determines its scores; stored with them and compared by a rerun."""
         place = self.path.name if self.path.exists() else self.choice.place
+        if self.choice.kind == "python":
+            place += ":" + self.choice.place.rpartition(":")[2]
         return {"kind": self.choice.kind, "place": place, "fingerprint": self.fingerprint}
 
 
@@ -34,7 +39,8 @@ def find_judge(choice: JudgeChoice) -> FoundJudge:
     """Return the judge of a --judge value; a hub name is downloaded (safetensors only).
 
     Raises:
-        ModelError: nothing is there, or its weights are not safetensors.
+        ModelError: nothing is there, its weights are not safetensors, or the file of a class of the
+            user's has no such class.
         MissingPackageError: FactCG's words need nltk, which is not installed.
     """
     if choice.kind == "python":
@@ -44,7 +50,10 @@ def find_judge(choice: JudgeChoice) -> FoundJudge:
                 f"--judge {choice.kind}={choice.place}: no file {str(path)!r}; expected "
                 "FILE.py:CLASS"
             )
-        return FoundJudge(choice, path, hashlib.sha256(path.read_bytes()).hexdigest())
+        name = choice.place.rpartition(":")[2]
+        _find_class(path, name)
+        content = path.read_bytes() + b"\0" + name.encode()
+        return FoundJudge(choice, path, hashlib.sha256(content).hexdigest())
     if choice.kind == "factcg" and importlib.util.find_spec("nltk") is None:
         raise MissingPackageError('FactCG needs the package nltk: pip install "smoothkd[eval]"')
     checkpoint = find_checkpoint(choice.place)
@@ -71,17 +80,21 @@ def load_judge(found: FoundJudge, *, batch_size: int, device: str) -> Judge:
     return judge
 
 
-def _load_class(path: Path, name: str) -> Judge:
+def _find_class(path: Path, name: str) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ModelError(f"{path} is no Python file: expected FILE.py:CLASS")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
     spec.loader.exec_module(module)
-    judge = getattr(module, name, None)
-    if judge is None:
+    found = getattr(module, name, None)
+    if found is None:
         raise ModelError(f"{path} has no class {name!r}: expected FILE.py:CLASS")
-    judge = judge()
+    return found
+
+
+def _load_class(path: Path, name: str) -> Judge:
+    judge = _find_class(path, name)()
     for part in ("threshold", "score"):
         if not hasattr(judge, part):
             raise ModelError(f"{name} of {path} has no {part}: a judge has threshold and score()")
