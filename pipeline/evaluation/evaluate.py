@@ -68,6 +68,8 @@ def run(config: EvaluateStudentConfig) -> dict[str, Any]:
     load_scorer(stem=False)
     inputs = find_inputs(config)
     lens = load_lens(config.lookback_lens, inputs)
+    if not output.exists():  # then the engine is needed: that it is not here is said at once
+        pick_engine(pick_engine_of(output, config.engine)[0])
     output.parent.mkdir(parents=True, exist_ok=True)
     with locked(output.with_suffix(".lock"), f"the scores file {output}", LOCK_WAIT_SECONDS):
         return _evaluate(config, output, inputs, judges, tasks, lens)
