@@ -15,7 +15,15 @@ from pipeline.errors import OutputExistsError
 from pipeline.locking import locked
 from pipeline.progress import Progress, read_line
 from pipeline.sweep import places, scores
-from pipeline.sweep.cell import CELL_NAME, Job, last_words, read_cell, read_last_part, run_cell
+from pipeline.sweep.cell import (
+    CELL_NAME,
+    Job,
+    last_words,
+    read_cell,
+    read_last_part,
+    remove_leftovers,
+    run_cell,
+)
 from pipeline.sweep.children import Children
 from pipeline.sweep.places import make_places
 from pipeline.sweep.schedule import run_here
@@ -157,9 +165,19 @@ def test_rows_are_taken_again_without_a_trace(tmp_path: Path) -> None:
     for _ in range(2):
         _take_rows(job, "x", tmp_path / "scores" / "x.json")
         assert [path.name for path in target.iterdir()] == [f"{job.name}.jsonl"]
-        (target / f"{job.name}.jsonl.tmp-vm-1-0").write_text("")  # what a kill would leave
-    _take_rows(job, "x", tmp_path / "scores" / "x.json")
-    assert [path.name for path in target.iterdir()] == [f"{job.name}.jsonl"]
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    for place in ("run.json.tmp-vm-1-0", "student/run.json.tmp-vm-1-0", "student/run.json"):
+        (job.folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (job.folder / place).write_text("{}")
+    (job.folder / "merged.tmp-vm-1-0").mkdir()
+    remove_leftovers(job.folder)
+    left = [path.name for path in job.folder.rglob("*") if path.is_file()]
+    assert left == ["run.json"]
+    assert not (job.folder / "merged.tmp-vm-1-0").exists()
+    remove_leftovers(tmp_path / "nowhere")
 
 
 def test_a_student_is_compared_with_plain_fine_tuning_of_its_own_further_settings(

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pipeline.models.memory import memory_advice
 from pipeline.run_record import finish_output, open_output
 from pipeline.training import run as training_run
 from pipeline.training.run import LOCK_NAME, claim_output
+from storage_schema.publish import temporary_path
 
 IDENTITY = {"alpha": 0.1}
 
@@ -39,6 +41,12 @@ def test_a_second_process_is_refused_while_the_first_one_trains(
 def test_a_run_of_before_is_gone_on_with(tmp_path: Path) -> None:
     output = tmp_path / "student"
     for _ in range(2):
+        output.mkdir(exist_ok=True)
+        dead = subprocess.Popen(["true"])
+        dead.wait()
+        stem = temporary_path(output / "run.json").name.rpartition("-")[0].rpartition("-")[0]
+        if (output / "run.json").exists():
+            (output / f"{stem}-{dead.pid}-00").write_text("half")  # of a kill while it was written
         with claim_output(output, "train-student", IDENTITY, {}):
             assert open_output(output, "train-student", IDENTITY) == "resume"
     assert {path.name for path in output.iterdir()} == {"run.json", LOCK_NAME}

@@ -41,6 +41,7 @@ from pipeline.locking import locked
 from pipeline.models.engines import pick_engine
 from pipeline.models.memory import memory_advice
 from pipeline.run_record import write_json
+from storage_schema.publish import remove_stale_temporaries
 
 # A killed run's processes may take a moment to end.
 LOCK_WAIT_SECONDS = 10.0
@@ -84,6 +85,8 @@ def _evaluate(
     lens: LookbackLens | None,
 ) -> dict[str, Any]:
     """Evaluate what the scores file lacks; no other process writes it meanwhile."""
+    for folder in (output.parent, predictions_path(output, "").parent):
+        remove_stale_temporaries(folder)  # of a run that was killed
     engine, reason = pick_engine_of(output, config.engine)
     scores = read_scores(output, describe_settings(config, engine))
     todo = [one for one in inputs if not is_finished(output, scores, one.name, one.identity)]

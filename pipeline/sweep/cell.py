@@ -9,6 +9,7 @@
 A model that is only evaluated has the same folder without a student.
 """
 
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -138,6 +139,15 @@ def read_scores(path: Path) -> dict[str, Any]:
     return read_document(path, "a scores file", {"settings": dict, "models": dict})
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left half made; the lock over the folder says they are gone."""
+    for leftover in [*folder.rglob("*.tmp-*")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def run_cell(job: Job, children: Children, environment: dict[str, str]) -> dict[str, Any] | None:
     """Train and evaluate, publish the record and return it; None if it was stopped before its end.
 
@@ -148,8 +158,7 @@ def run_cell(job: Job, children: Children, environment: dict[str, str]) -> dict[
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked(job.folder / "cell.lock", f"the cell {job.name}", WAIT_SECONDS) as lock:
-        for leftover in job.folder.glob("predictions/**/*.tmp-*"):  # of a process that was killed
-            leftover.unlink()
+        remove_leftovers(job.folder)
         seconds: dict[str, float] = {}
         error = None
         for part in _parts(job):

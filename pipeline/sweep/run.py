@@ -10,7 +10,7 @@ from pipeline.estimates.text import describe
 from pipeline.locking import locked
 from pipeline.run_record import write_json
 from pipeline.stopping import stopped_by_signals
-from pipeline.sweep.cell import Job, is_done, read_cell
+from pipeline.sweep.cell import Job, is_done, read_cell, remove_leftovers
 from pipeline.sweep.children import Children
 from pipeline.sweep.config import SweepAlphaConfig
 from pipeline.sweep.cost import describe_cost, measure_cost
@@ -22,6 +22,7 @@ from pipeline.sweep.schedule import run_here
 from pipeline.sweep.scores import combine_scores
 from pipeline.sweep.table import SweepTable
 from pipeline.sweep.watch import Watch
+from storage_schema.publish import remove_stale_temporaries
 
 
 def run(config: SweepAlphaConfig) -> dict[str, Any]:
@@ -50,6 +51,8 @@ def run(config: SweepAlphaConfig) -> dict[str, Any]:
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with locked(output / "sweep.lock", f"the sweep {output}"):
+        remove_stale_temporaries(output)
+        remove_leftovers(output / "scores")
         added = claim_sweep(output, plan)
         todo = [job for job in jobs if not is_done(job)]
         if len(todo) < len(jobs):

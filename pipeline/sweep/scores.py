@@ -127,8 +127,6 @@ def _take_rows(job: Job, name: str, path: Path) -> None:
     for kind in ROWS:
         source = job.folder / kind / job.scores_path(name).stem
         target = path.parent / kind / path.stem
-        for leftover in target.glob("*.tmp-*"):  # of a sweep that was killed
-            leftover.unlink()
         for file in sorted(source.glob(f"{job.name}.*jsonl")):
             target.mkdir(parents=True, exist_ok=True)
             temporary = temporary_path(target / file.name)

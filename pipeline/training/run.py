@@ -22,6 +22,7 @@ from pipeline.training.callbacks import epochs_of_ended_run
 from pipeline.training.checkpoints import find_last_checkpoint, remove_checkpoints
 from pipeline.training.lora import merge_adapter
 from pipeline.training.settings import TrainingSettings
+from storage_schema.publish import remove_stale_temporaries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,6 +56,7 @@ def claim_output(
             if is_first_process():
                 run = f"the run {output}"
                 held.enter_context(locked(output / LOCK_NAME, run, LOCK_WAIT_SECONDS))
+                remove_stale_temporaries(output)  # of a run that was killed
                 if open_output(output, command, identity, inputs) == "finished":
                     raise OutputExistsError(f"{run} was finished by another process just now")
         yield
