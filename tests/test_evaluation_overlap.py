@@ -229,6 +229,9 @@ def test_records_about_one_document_share_its_id() -> None:
     assert document_id(record(None)) != document_id(
         Record(instruction="Other.", context=None, response="x")
     )
+    texts = [Record(instruction=None, context=None, response=text) for text in "aba"]
+    ids = [document_id(text) for text in texts]
+    assert ids[0] == ids[2] != ids[1]
 
 
 def test_references_are_measured_as_answers_are() -> None:

@@ -44,9 +44,11 @@ def record_id(record: Record) -> str:
 def document_id(record: Record) -> str:
     """Return the SHA-256 (hex) of what the record is about: rows of one id are not independent.
 
-    The source where there is one, else the whole question.
+    The source where there is one, else the whole question, of running text the text.
     """
-    about = record.context or [record.instruction, record.messages]
+    about: Any = record.context or [record.instruction, record.messages]
+    if not (record.context or record.instruction or record.messages):
+        about = record.response
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
