@@ -49,8 +49,8 @@ def combine_scores(
     merged = _merge(name, jobs)
     if not settings.get("baseline"):
         baseline = _baseline(jobs)
-        own = {"baseline": baseline, "baseline_of": _baselines_of_their_own(jobs, baseline)}
-        settings = {**settings, **own}
+        own = {"baseline_of": _baselines_of_their_own(jobs, baseline)}
+        settings = {**own, **settings, "baseline": baseline}
     fingerprint = _fingerprint(merged, settings)
     stamp = path.with_suffix(".stamp")
     if stamp.exists() and stamp.read_text(encoding="utf-8") == fingerprint and path.exists():

@@ -4,9 +4,6 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from pipeline.errors import DataError
 from pipeline.training.collation import TokenSequence
 
@@ -40,15 +37,10 @@ def split_held_out(
 
 def choose_held_out(examples: Iterable[TokenSequence], share: float, seed: int) -> set[int]:
     """Return the places of the examples that split_held_out holds back; reads each one once."""
-    by_prompt: dict[bytes, list[int]] = {}
-    by_text: dict[bytes, list[int]] = {}
-    num_examples = longest_prompt = 0
+    groups: dict[bytes, list[int]] = {}
+    num_examples = 0
     for num_examples, example in enumerate(examples, 1):
-        prompt_ids = example.input_ids[: example.response_start]
-        longest_prompt = max(longest_prompt, len(prompt_ids))
-        for groups, ids in ((by_prompt, prompt_ids), (by_text, example.input_ids)):
-            groups.setdefault(_key(ids, seed), []).append(num_examples - 1)
-    groups = by_text if longest_prompt <= OPENING_TOKENS else by_prompt
+        groups.setdefault(_key(example, seed), []).append(num_examples - 1)
     held_out: set[int] = set()
     for key in sorted(groups):
         if len(held_out) >= share * num_examples:
@@ -62,5 +54,8 @@ def choose_held_out(examples: Iterable[TokenSequence], share: float, seed: int) 
     return held_out
 
 
-def _key(ids: npt.NDArray[np.int32], seed: int) -> bytes:
-    return hashlib.sha256(f"{seed} ".encode() + ids.astype("<i4").tobytes()).digest()
+def _key(example: TokenSequence, seed: int) -> bytes:
+    has_prompt = example.response_start > OPENING_TOKENS
+    end = example.response_start if has_prompt else len(example.input_ids)
+    prompt = example.input_ids[:end].astype("<i4").tobytes()
+    return hashlib.sha256(f"{seed} ".encode() + prompt).digest()
