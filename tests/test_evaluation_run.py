@@ -1,6 +1,7 @@
 """The whole stage on tiny models: what is stored, what a rerun does, what is refused."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pipeline.evaluation.evaluate as evaluate
 import pipeline.evaluation.model_in_use as model_in_use
+from pipeline.cli.evaluate_student import main
 from pipeline.errors import ConfigError, DataError, ModelError, OutputExistsError
 from pipeline.evaluation.comparisons import compare_models, pair_seeds, read_scored
 from pipeline.evaluation.config import EvaluateStudentConfig
@@ -156,7 +158,8 @@ def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scores_file_and_predictions(
     data: Path, tiny_model: Path, other_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = evaluate.run(config(data, tiny_model, f"second={other_model}"))
+    settings = config(data, tiny_model, f"second={other_model}", stop=("a b", "'"))
+    result = evaluate.run(settings)
     path = data.parent / "out" / "scores.json"
     scores = json.loads(path.read_text())
     assert result == {
@@ -170,6 +173,10 @@ def test_scores_file_and_predictions(
     assert scores["settings"]["rouge"]["rougeL_f1"] == "no stemming, one line"
     for name, entry in scores["models"].items():
         assert set(entry) == AGGREGATES | IDENTITIES
+        assert entry["made_with"]["data"] == str(data)
+        recorded = shlex.split(entry["made_with"]["command"])
+        assert recorded[0] == "evaluate-student"
+        assert main.check(recorded[1:]) == settings
         assert set(entry["intervals"]) == FIGURES | TOKEN_FIGURES
         assert set(entry["rescaled"]) == TOKEN_FIGURES | {"temperatures", "intervals"}
         rows = read_rows(path.parent / "predictions" / "scores" / f"{name}.jsonl")

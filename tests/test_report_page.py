@@ -188,6 +188,15 @@ def test_scores_alone_make_a_page_that_names_what_is_missing(tmp_path: Path) -> 
     assert '<section id="tokens">' not in page
 
 
+def test_scores_that_record_their_command_name_their_data(tmp_path: Path) -> None:
+    scores = make_scores(["alpha-0", "alpha-1"], [])
+    for entry in scores["models"].values():
+        entry["made_with"] |= {"data": "xsum.jsonl", "command": "evaluate-student --data '<b>'"}
+    page = build(tmp_path, scores=(str(write_scores(tmp_path / "x.json", scores, [])),))
+    assert "<td>xsum.jsonl</td>" in page
+    assert page.count("evaluate-student --data &#39;&lt;b&gt;&#39;") == 1
+
+
 def test_the_command_prints_the_answer_and_where_the_page_is(tmp_path: Path) -> None:
     path = write_scores(tmp_path / "xsum.json", make_scores(["alpha-0", "alpha-1"]), make_rows(4))
     output = tmp_path / "new" / "page.html"

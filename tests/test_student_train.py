@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,13 @@ import torch
 from cache_factory import make_cache, random_responses
 from safetensors.torch import load_file
 
+from pipeline.cli.train_student import main
 from pipeline.errors import ConfigError, ModelError, OutputExistsError
 from pipeline.models.checkpoint import find_checkpoint
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.vocabulary import fingerprint_vocabulary, vocabulary_size
+from pipeline.report.inputs import Cell, Inputs
+from pipeline.report.provenance import commands
 from pipeline.student.config import TrainStudentConfig
 from pipeline.student.train import run
 from pipeline.student.trainer import StudentTrainer
@@ -131,6 +135,17 @@ def test_label_smoothing_is_trained_on_and_recorded(tiny_model, cache, tmp_path)
     assert smoothed["first"]["ce"] == pytest.approx(plain["first"]["ce"])
     assert smoothed["first"]["loss"] != pytest.approx(plain["first"]["loss"], rel=1e-3)
     assert smoothed["last"]["ce"] != pytest.approx(plain["last"]["ce"], rel=1e-5)
+
+
+def test_a_report_writes_the_command_that_trained(tiny_model, cache, tmp_path):
+    output = tmp_path / "a student"
+    settings = {"max_steps": 1, "max_grad_norm": 0.5, "merge": True, "save_every_steps": 50}
+    config = make_config(tiny_model, cache, output, **settings)
+    record = run(config)
+    line = commands(Inputs([], [Cell("alpha-1", output, {}, record)], None, None, None))[0]
+    name, *arguments = shlex.split(line)
+    assert name == "train-student"
+    assert main.check(arguments) == config
 
 
 def test_second_run_is_done_at_once(tiny_model, cache, tmp_path, capsys, monkeypatch):

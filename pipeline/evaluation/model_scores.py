@@ -26,6 +26,7 @@ from pipeline.evaluation.temperature import cross_fit
 from pipeline.generation.requests import Prediction
 from pipeline.models.vocabulary import fingerprint_vocabulary
 from pipeline.run_record import installed_versions
+from pipeline.settings import changed_settings, write_command
 
 
 def score_model(
@@ -70,6 +71,8 @@ def score_model(
             "dtype": str(loaded.dtype).removeprefix("torch."),
             "device": str(loaded.device),
             "batch_size": config.batch_size,
+            "data": config.data,
+            "command": write_command("evaluate-student", changed_settings(config)),
             "versions": {**installed_versions(), "rouge-score": version("rouge-score")},
             "answers": answers.made_with,
         },

@@ -1,10 +1,10 @@
 """Where the results come from: models, data, cache, versions, seeds, commands."""
 
-import shlex
 from typing import Any
 
 from pipeline.report.arms import group_arms
-from pipeline.report.inputs import Inputs
+from pipeline.report.inputs import Cell, Evaluation, Inputs
+from pipeline.settings import write_command
 from storage_schema import LogitCache
 
 Rows = list[tuple[str, ...]]
@@ -37,7 +37,7 @@ def data_rows(inputs: Inputs) -> Rows:
         rows.append(
             (
                 evaluation.name,
-                str((plan.get(evaluation.name) or {}).get("data", "not recorded by name")),
+                str((plan.get(evaluation.name) or {}).get("data") or _data_name(evaluation)),
                 str(dataset.get("num_records", "")),
                 str(dataset.get("fingerprint", ""))[:SHOWN_DIGITS],
                 str(settings.get("template", "")),
@@ -46,6 +46,11 @@ def data_rows(inputs: Inputs) -> Rows:
             )
         )
     return rows
+
+
+def _data_name(evaluation: Evaluation) -> str:
+    names = [entry["made_with"].get("data") for entry in evaluation.models.values()]
+    return ", ".join(dict.fromkeys(name for name in names if name)) or "not recorded by name"
 
 
 def _pairs(value: Any) -> str:
@@ -107,21 +112,19 @@ def _recorded_seed(inputs: Inputs, model: str) -> str:
 
 
 def commands(inputs: Inputs) -> list[str]:
-    """Return each training run's command, written anew from its record."""
-    lines = []
-    for cell in inputs.cells:
-        if cell.record is None:
-            continue
-        flags = {**(cell.record.get("inputs") or {}), **cell.record["identity"]}
-        parts = [cell.record["command"]]
-        for name, value in flags.items():
-            # Fingerprints and sums are no settings.
-            if name.endswith("_fingerprint") or name == "responses_per_step" or value is None:
-                continue
-            flag = name.replace("_", "-")
-            if isinstance(value, bool):
-                parts.append(f"--{flag}" if value else f"--no-{flag}")
-            else:
-                parts += [f"--{flag}", shlex.quote(str(value))]
-        lines.append(" ".join([*parts, "--output", shlex.quote(str(cell.path))]))
-    return lines
+    """Return the commands of training, written anew from their records, and of evaluation."""
+    trained = [_training(cell) for cell in inputs.cells if cell.record is not None]
+    made = [entry["made_with"] for one in inputs.evaluations for entry in one.models.values()]
+    # One run evaluates several models. Scores of before commands were recorded have none.
+    return trained + list(dict.fromkeys(one["command"] for one in made if "command" in one))
+
+
+def _training(cell: Cell) -> str:
+    record = cell.record or {}
+    # Fingerprints and sums are no settings.
+    settings = {
+        name: value
+        for name, value in {**(record.get("inputs") or {}), **record["identity"]}.items()
+        if not name.endswith("_fingerprint") and name != "responses_per_step"
+    }
+    return write_command(record["command"], {**settings, "output": cell.path})
