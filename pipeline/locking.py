@@ -18,6 +18,8 @@ from pathlib import Path
 from pipeline.errors import OutputExistsError
 
 POLL_SECONDS = 0.2
+# For callers that go on with what a killed run left: its processes may take a moment to end.
+LOCK_WAIT_SECONDS = 10.0
 # What file systems without locks answer, as Lustre does unless mounted with them.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 

@@ -37,14 +37,11 @@ from pipeline.evaluation.scores_file import (
 )
 from pipeline.evaluation.summary import print_summary
 from pipeline.evaluation.validation import validate_judges
-from pipeline.locking import locked
+from pipeline.locking import LOCK_WAIT_SECONDS, locked
 from pipeline.models.engines import pick_engine
 from pipeline.models.memory import memory_advice
 from pipeline.run_record import write_json
 from storage_schema.publish import remove_stale_temporaries
-
-# A killed run's processes may take a moment to end.
-LOCK_WAIT_SECONDS = 10.0
 
 
 def run(config: EvaluateStudentConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, Trainer
 
 from pipeline.errors import ModelError, OutputExistsError
-from pipeline.locking import locked
+from pipeline.locking import LOCK_WAIT_SECONDS, locked
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.loading import pick_device
 from pipeline.models.memory import memory_advice
@@ -35,8 +35,6 @@ MEMORY_ADVICE = (
     "students --batch-tokens, or a shorter --max-sequence-tokens, with another --output"
 )
 LOCK_NAME = "run.lock"
-# A killed run's processes may take a moment to end.
-LOCK_WAIT_SECONDS = 10.0
 
 
 @contextmanager
