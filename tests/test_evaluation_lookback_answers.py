@@ -184,6 +184,7 @@ def test_without_a_lens_nothing_is_added(data: Path, tiny_model: Path) -> None:
     assert "lookback" not in rows[0]
 
 
+@pytest.mark.slow
 def test_a_lens_is_added_to_finished_scores_without_generating(
     data: Path, lens_path: Path, tiny_model: Path, student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -388,6 +388,7 @@ def many_rows(data: Path) -> Path:
     return data
 
 
+@pytest.mark.slow
 def test_models_are_compared_with_the_baseline(
     data: Path, tiny_model: Path, other_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

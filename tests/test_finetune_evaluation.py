@@ -210,6 +210,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_model, data, tmp_path):
 
 
 @pytest.mark.skipif(not HAS_BITSANDBYTES, reason="bitsandbytes is not installed")
+@pytest.mark.slow
 def test_qlora_trains_an_adapter_on_four_bits_and_merges_into_all(tiny_model, data, tmp_path):
     options = {"tuning": "qlora", "max_steps": 12}
     result = run(make_config(tiny_model, data, tmp_path / "adapter", **options))

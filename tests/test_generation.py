@@ -109,6 +109,7 @@ def ask(model: Any, tokenizer: Any, decoding: Decoding, batch_size: int, **optio
     return dict(generate_batches(model, tokenizer, requests, decoding, batch_size, **options))
 
 
+@pytest.mark.slow
 def test_draws_depend_on_the_requests_own_seed_only(model: Any, tokenizer: Any) -> None:
     decoding = Decoding((NEVER,), temperature=1.0)
     found = ask(model, tokenizer, decoding, 2)

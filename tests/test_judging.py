@@ -122,6 +122,7 @@ def test_a_run_with_judges(
     assert any("same against model: factual consistency (own) +0.0" in text for text in sentences)
 
 
+@pytest.mark.slow
 def test_a_judge_is_added_without_generating_again(
     data: Path,
     tiny_model: Path,

@@ -23,6 +23,7 @@ def truth_of(model: Path, response: Response) -> np.ndarray:
     return true_logprobs(model, make_example(*response.input_ids, start=response.response_start))
 
 
+@pytest.mark.slow
 def test_a_sampled_cache_holds_true_logprobs_and_the_same_draws_in_any_batch(
     settings: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:

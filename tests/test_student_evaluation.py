@@ -112,6 +112,7 @@ def test_held_out_figures_are_those_of_evaluate_student(
     assert found[1.0]["eval_loss"] == pytest.approx(total)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_the_run_stops_early(tiny_model, cache, tmp_path, capsys):
     """A rate at which the random labels are learnt by heart, so that the held-out CE rises."""
     output = tmp_path / "student"
@@ -161,6 +162,7 @@ def test_killed_after_its_last_step_it_trains_no_further(
         torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_budgets_and_padding_change_nothing(tiny_model, tmp_path, responses, alpha):
     """Eight responses a step: in one pass, in passes of 40 tokens, in one row each."""

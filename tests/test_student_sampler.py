@@ -86,7 +86,7 @@ def test_training_decodes_each_row_group_once_an_epoch(tiny_model, cache, tmp_pa
 
 
 @pytest.mark.usefixtures("small_windows")
-@pytest.mark.parametrize("step", [2, 6, 8])
+@pytest.mark.parametrize("step", [6, *(pytest.param(s, marks=pytest.mark.slow) for s in (2, 8))])
 def test_resumed_run_reads_what_is_left_and_nothing_else(
     tiny_model, cache, tmp_path, monkeypatch, reads, step
 ):

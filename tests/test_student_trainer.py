@@ -104,7 +104,10 @@ def collate_by_hand(batch):
 
 # AdamW divides by the gradient's size, which lets the rounding of a tiny gradient grow; plain
 # gradient descent moves these weights by over 1e-3 and leaves rounding as it is.
-@pytest.mark.parametrize(("optimizer", "limit"), [("adamw_torch", 1e-5), ("sgd", 2e-8)])
+@pytest.mark.parametrize(
+    ("optimizer", "limit"),
+    [pytest.param("adamw_torch", 1e-5, marks=pytest.mark.slow), ("sgd", 2e-8)],
+)
 def test_alpha_zero_equals_plain_trainer(tiny_model, tmp_path, responses, optimizer, limit):
     """Same data order and seed; labels, padding and arguments of the stock side made by hand."""
     ours = make_trainer(tiny_model, tmp_path / "a", responses, 0.0)
@@ -260,6 +263,7 @@ def test_prompt_and_padding_get_no_gradient(tiny_model, responses):
     assert (gradient[predicts] != 0).any(dim=1).all()
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(tiny_model, tmp_path, responses):
     plain = make_trainer(tiny_model, tmp_path / "a", responses, 1.0, max_steps=3)
     plain.train()

@@ -1,7 +1,7 @@
 """The documents behind the answers: predictions do not hold them, so the data is read once more.
 
-A sweep's plan names each evaluation's data; scores files alone do not. A document is recognised
-by its reference texts; where two documents share them, neither is shown.
+A sweep's plan has all settings that reading the data needs; scores files alone do not. A document
+is recognised by its reference texts; where two documents share them, neither is shown.
 """
 
 import dataclasses
