@@ -13,9 +13,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from pipeline.cli.command import CONFIG_SECTIONS
+from pipeline.cli.config_file import COMMANDS, CONFIG_SECTIONS
 from pipeline.cli.recipe import find_recipe, read_recipe
-from pipeline.cli.reference import COMMANDS, load_command, render_reference
+from pipeline.cli.reference import load_command, render_reference
 from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -265,13 +265,20 @@ def test_config_file_gives_defaults_and_flags_override(tmp_path: Path) -> None:
         ("- 1", "holds a list, expected sections"),
         ("train-student: 3", "section train-student is 3, expected settings"),
         ("a: [", "is not valid YAML"),
+        ("train-student: {alpha: }", "train-student: alpha is null, expected float"),
+        ("train-student: {student: null}", "train-student: student is null, expected str"),
+        ("train-student: {merge: 1}", "train-student: merge is 1, expected bool"),
+        ("train-student: {alpha: 1, alpha: 2}", "'alpha' is there twice; remove one"),
+        ("train-student: {seed: 1}\ntrain-student: {alpha: 1}", "'train-student' is there twice"),
+        ("train-student: {max_steps: 1, max-steps: 2}", "has 'max-steps' twice, with - and with _"),
+        ("train-student: {student: '', cache: c, output: o, alpha: 1}", "--student is empty"),
     ],
 )
 def test_wrong_config_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     config = tmp_path / "my.yaml"
     config.write_text(text)
     code, output = run_cli("train-student", "--config", str(config))
-    assert code == 1
+    assert code == (2 if message.startswith("--") else 1)
     assert message in output
 
 
@@ -291,6 +298,7 @@ def test_json_output_is_json_and_nothing_else(tmp_path: Path, tiny_model: Path) 
     [
         ("sweep-alpha: {seed: [0, 0.5]}", "sweep-alpha: seed is [0, 0.5], expected int"),
         ("sweep-alpha: {alpha: [true]}", "sweep-alpha: alpha is [True], expected float"),
+        ("sweep-alpha: {alpha: [0, null]}", "sweep-alpha: alpha is [0, None], expected float"),
         ("sweep-alpha: {axis: [[tail]]}", "sweep-alpha: axis is [['tail']], expected str"),
         ("sweep-alpha: {config: x.yaml}", "sweep-alpha has no setting 'config'; it has alpha,"),
     ],

@@ -39,7 +39,7 @@ def test_every_block_runs(
 
 
 def test_the_page_covers_every_command() -> None:
-    from pipeline.cli.command import COMMANDS
+    from pipeline.cli.config_file import COMMANDS
 
     text = PAGE.read_text(encoding="utf-8")
     missing = [n for n in COMMANDS if n not in text and f"{n.replace('-', '_')}(" not in text]

@@ -123,3 +123,7 @@ def test_mistakes_are_named_before_the_work(
         code, output = run_cli("train-student", *common, *more)
         assert code == 2
         assert "is a URL, expected a local path: only a logit cache can lie on an" in output
+    code, output = run_cli(
+        "generate-responses", "--model", "x", "--data", "x", "--output", "s3://b/o"
+    )
+    assert (code, "--output s3://b/o is a URL" in output) == (2, True)

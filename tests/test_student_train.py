@@ -284,6 +284,19 @@ def test_diverged_run_is_stopped_and_named(tiny_model, cache, tmp_path):
         run(config)
 
 
+def test_weights_that_the_last_step_broke_are_not_published(tiny_model, cache, tmp_path):
+    config = make_config(tiny_model, cache, tmp_path / "s", learning_rate=1e39, max_steps=1)
+    with pytest.raises(ModelError, match="lora_.* no finite numbers after the last step"):
+        run(config)
+    assert not (tmp_path / "s" / "adapter_model.safetensors").exists()
+
+
+def test_a_single_step_trains(tiny_model, cache, tmp_path):
+    run(make_config(tiny_model, cache, tmp_path / "s", max_steps=1))
+    weights = load_file(tmp_path / "s" / "adapter_model.safetensors")
+    assert any(weight.any() for name, weight in weights.items() if "lora_B" in name)  # 0 before
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

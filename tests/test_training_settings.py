@@ -56,7 +56,7 @@ def test_arguments_say_what_the_settings_say(tmp_path):
     assert (arguments.max_steps, arguments.seed) == (7, 11)
     assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (3, 2)
     assert (arguments.save_strategy, arguments.save_steps) == ("steps", 5)
-    assert arguments.get_warmup_steps(100) == 3
+    assert [arguments.get_warmup_steps(steps) for steps in (100, 2, 1)] == [3, 1, 0]
     assert not arguments.remove_unused_columns
     assert arguments.average_tokens_across_devices
     assert not arguments.bf16

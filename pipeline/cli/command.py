@@ -20,26 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
+from pipeline.cli.config_file import checked_values, read_section, refuse_unknown, setting_type
 from pipeline.errors import ConfigError, StoppedError
 from pipeline.run_record import is_first_process
 from storage_schema.errors import SmoothkdError
-
-# A recipe has a section for each command, one that run_all.sh reads, and one with a name and
-# settings for each evaluation of a sweep.
-COMMANDS = (
-    "finetune-teacher",
-    "generate-responses",
-    "precompute-logits",
-    "verify-cache",
-    "train-student",
-    "sweep-alpha",
-    "evaluate-student",
-    "fit-lookback-lens",
-    "build-report",
-)
-CONFIG_SECTIONS = ("run", "evaluations", *COMMANDS)
 
 
 class StageCommand(click.Command):
@@ -58,12 +43,12 @@ class StageCommand(click.Command):
             ConfigError: an unknown setting, or a value that the command itself would refuse.
         """
         known = {field.name for field in dataclasses.fields(self.config_type)}
-        _refuse_unknown(settings, known, where)
-        values = _checked_values(settings, self.config_type, where)
+        refuse_unknown(settings, known, where)
+        values = checked_values(settings, self.config_type, where)
         try:
             parameters = dict(self.make_context(self.name, [], default_map=values).params)
             del parameters["as_json"]
-            return self.config_type(**_expanded(parameters))
+            return _make(self.config_type, parameters)
         except click.ClickException as error:
             raise ConfigError(f"{where}: {error.format_message()}") from error
         except ConfigError as error:
@@ -96,7 +81,7 @@ class StageCommand(click.Command):
         try:
             values = dict(self.make_context(self.name, [*arguments]).params)
             del values["as_json"]
-            return self.config_type(**_expanded(values))
+            return _make(self.config_type, values)
         except click.ClickException as error:
             raise ConfigError(f"{self.name}: {error.format_message()}") from error
         except ConfigError as error:
@@ -143,7 +128,7 @@ def stage_command(name: str, config_type: type, stage: str, help: str) -> StageC
 
 
 def _option(config_type: type, field: dataclasses.Field[Any]) -> click.Option:
-    kind, multiple = _click_type(typing.get_type_hints(config_type)[field.name])
+    kind, multiple = setting_type(typing.get_type_hints(config_type)[field.name])
     flag = "--" + field.name.replace("_", "-")
     required = field.default is dataclasses.MISSING
     choices = field.metadata["choices"]
@@ -160,15 +145,6 @@ def _option(config_type: type, field: dataclasses.Field[Any]) -> click.Option:
     )
 
 
-def _click_type(annotation: Any) -> tuple[type, bool]:
-    """Return the type of one value, and whether the flag may be repeated."""
-    if typing.get_origin(annotation) is tuple:
-        return typing.get_args(annotation)[0], True
-    if isinstance(annotation, types.UnionType):
-        return next(kind for kind in typing.get_args(annotation) if kind is not type(None)), False
-    return annotation, False
-
-
 def _config_option(name: str, config_type: type) -> click.Option:
     """Return --config; a command that reads other sections too has a setting of that name."""
     fields = {field.name: field for field in dataclasses.fields(config_type)}
@@ -179,7 +155,7 @@ def _config_option(name: str, config_type: type) -> click.Option:
         if value is not None:
             with _reported_errors():
                 section = read_section(Path(value), name, known)
-                context.default_map = _checked_values(section, config_type, f"{value}: {name}")
+                context.default_map = checked_values(section, config_type, f"{value}: {name}")
         return value
 
     return click.Option(
@@ -192,98 +168,28 @@ def _config_option(name: str, config_type: type) -> click.Option:
     )
 
 
-def _checked_values(section: dict[str, Any], config_type: type, where: str) -> dict[str, Any]:
-    """Refuse YAML values that click would convert without a word; a single value for a list is one.
+def _make(config_type: type, values: dict[str, Any]) -> Any:
+    """Return the config of these values, ~ at the start of a text being the home folder.
 
     Raises:
-        ConfigError: a boolean or fraction where a number or whole number is expected.
+        ConfigError: a text that is required is empty, or what the config itself refuses.
     """
-    hints = typing.get_type_hints(config_type)
-    checked = {}
-    for key, value in section.items():
-        kind, multiple = _click_type(hints[key])
-        values = value if multiple and isinstance(value, list | tuple) else [value]
-        if any(_is_wrong(one, kind) for one in values):
-            raise ConfigError(f"{where}: {key} is {value!r}, expected {kind.__name__}")
-        checked[key] = values if multiple and value is not None else value
-    return checked
-
-
-def _is_wrong(value: Any, kind: type) -> bool:
-    wrong = isinstance(value, bool) and kind is not bool
-    wrong |= isinstance(value, float) and kind is int
-    return wrong or isinstance(value, dict | list)
-
-
-def read_sections(path: Path) -> dict[str, Any]:
-    """Return the sections of a config file.
-
-    Raises:
-        ConfigError: the file is not YAML of sections, or has an unknown one.
-    """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} holds a {type(document).__name__}, expected sections")
-    for section in document:
-        if section not in CONFIG_SECTIONS:
-            raise ConfigError(
-                f"{path}: unknown section {section!r}, expected {', '.join(CONFIG_SECTIONS)}"
-            )
-    return document
-
-
-def read_section(path: Path, name: str, known: set[str] | None) -> dict[str, Any]:
-    """Return one command's section of a config file, keys with underscores.
-
-    Args:
-        path: a YAML file of sections, one a command.
-        name: the section; {} when it is absent.
-        known: the settings the section may hold; None allows any.
-
-    Raises:
-        ConfigError: the file is not YAML of that shape, or names an unknown section or setting.
-    """
-    settings = read_settings(read_sections(path).get(name), f"{path}: section {name}")
-    if known is not None:
-        _refuse_unknown(settings, known, f"{path}: {name}")
-    return settings
-
-
-def read_settings(section: Any, where: str) -> dict[str, Any]:
-    """Return a mapping of settings with underscores in their names; nothing there is {}.
-
-    Raises:
-        ConfigError: it is no mapping.
-    """
-    section = section or {}
-    if not isinstance(section, dict):
-        raise ConfigError(f"{where} is {section!r}, expected settings")
-    return {str(key).replace("-", "_"): value for key, value in section.items()}
-
-
-def _refuse_unknown(settings: dict[str, Any], known: set[str], where: str) -> None:
-    for key in settings:
-        if key not in known:
-            flags = ", ".join(sorted(known)).replace("_", "-")
-            raise ConfigError(f"{where} has no setting {key!r}; it has {flags}")
-
-
-def _expanded(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with ~ at the start of a text as the home folder."""
-    return {
-        name: os.path.expanduser(value)
-        if isinstance(value, str) and value.startswith("~")
-        else value
-        for name, value in values.items()
-    }
+    for field in dataclasses.fields(config_type):
+        if field.default is dataclasses.MISSING and values.get(field.name) == "":
+            raise ConfigError(f"--{field.name.replace('_', '-')} is empty, expected a text")
+    return config_type(
+        **{
+            name: os.path.expanduser(value)
+            if isinstance(value, str) and value.startswith("~")
+            else value
+            for name, value in values.items()
+        }
+    )
 
 
 def _build(config_type: type, values: dict[str, Any]) -> Any:
     try:
-        return config_type(**_expanded(values))
+        return _make(config_type, values)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
 

@@ -8,7 +8,7 @@ published ones. Only a model that is neither is looked for on the hub, without i
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.command import read_section
+from pipeline.cli.config_file import read_section
 from pipeline.cli.recipe import RUN_SETTINGS, build_stages
 from pipeline.cli.sweep_estimate import estimate_sweep
 from pipeline.data.config import DataSettings

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.command import read_section
+from pipeline.cli.config_file import read_section
 from pipeline.cli.reference import load_command
 from pipeline.errors import ConfigError
 from storage_schema.errors import SmoothkdError

@@ -7,7 +7,8 @@ import importlib
 
 import click
 
-from pipeline.cli.command import COMMANDS, StageCommand
+from pipeline.cli.command import StageCommand
+from pipeline.cli.config_file import COMMANDS
 
 
 def load_command(name: str) -> StageCommand:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.command import StageCommand, read_section, read_sections, read_settings
+from pipeline.cli.command import StageCommand
+from pipeline.cli.config_file import read_section, read_sections, read_settings
 from pipeline.cli.reference import load_command
 from pipeline.errors import ConfigError, OutputExistsError
 from pipeline.models.checkpoint import find_checkpoint, fingerprint_checkpoint, fingerprint_shape

@@ -6,7 +6,7 @@ from pipeline.data.config import DataSettings
 from pipeline.errors import ConfigError
 from pipeline.generation.config import GenerationSettings
 from pipeline.models.loading import DTYPES
-from pipeline.settings import setting
+from pipeline.settings import check_local, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class GenerateConfig(DataSettings, GenerationSettings):
     def __post_init__(self) -> None:
         DataSettings.__post_init__(self)
         GenerationSettings.__post_init__(self)
+        check_local("--output", self.output)
         for name in ("max_new_tokens", "samples_per_prompt", "batch_size", "tensor_parallel_size"):
             if getattr(self, name) < 1:
                 flag = "--" + name.replace("_", "-")

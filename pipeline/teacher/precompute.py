@@ -193,7 +193,7 @@ def check_teacher(
     if limit is not None and longest + 1 > limit:
         raise ModelError(
             f"the longest example has {longest} tokens, {checkpoint.name} takes {limit} with one "
-            f"to spare; lower --max-sequence-tokens to {limit - 1}"
+            f"to spare; lower --max-sequence-tokens to {limit - 1}, and --max-prompt-tokens below it"
         )
 
 

@@ -14,6 +14,18 @@ from pipeline.training.settings import TrainingSettings
 LOGGING_SHARE = 0.02
 
 
+class RunArguments(TrainingArguments):  # type: ignore[misc]
+    """Training arguments whose warm-up leaves a step.
+
+    transformers rounds a share of the steps up and starts from a rate of 0: a run of one step
+    would learn nothing.
+    """
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Return the steps of the warm-up, fewer than all."""
+        return min(int(super().get_warmup_steps(num_training_steps)), num_training_steps - 1)
+
+
 def build_arguments(
     settings: TrainingSettings,
     output: Path,
@@ -21,7 +33,7 @@ def build_arguments(
     *,
     evaluate: bool = False,
     fsdp: bool = False,
-) -> TrainingArguments:
+) -> RunArguments:
     """Return the arguments that make the Trainer do what the settings say, and nothing more.
 
     With `evaluate`, every checkpoint and the end are evaluated, and the best checkpoint is kept.
@@ -29,7 +41,7 @@ def build_arguments(
 
     One process uses one device: several GPUs are used by launching several processes.
     """
-    arguments = TrainingArguments(
+    arguments = RunArguments(
         output_dir=str(output.resolve()),  # the best checkpoint is found again from anywhere
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,

@@ -51,5 +51,5 @@ def check_length(model_config: Any, longest_sequence: int) -> None:
     if limit is not None and longest_sequence > limit:
         raise ModelError(
             f"the longest example has {longest_sequence} tokens, the model reads at most {limit}; "
-            f"use --max-sequence-tokens {limit}"
+            f"use --max-sequence-tokens {limit} and fewer --max-prompt-tokens"
         )

@@ -71,7 +71,8 @@ def train(trainer: Trainer, output: Path) -> dict[str, Any]:
         evaluations.
 
     Raises:
-        ModelError: the checkpoint with the lowest evaluation loss is gone, or memory ran out.
+        ModelError: the checkpoint with the lowest evaluation loss is gone, memory ran out, or a
+            trained weight is no finite number.
     """
     checkpoint = find_last_checkpoint(output)
     resumed_from_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
@@ -84,6 +85,7 @@ def train(trainer: Trainer, output: Path) -> dict[str, Any]:
     with memory_advice("training", MEMORY_ADVICE):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - start
+    _check_weights(trainer)
     evaluation = _describe_evaluation(trainer)
     tokens = int(trainer.state.num_input_tokens_seen)
     tokens_here = tokens - int(trainer._initial_num_input_tokens_seen)
@@ -100,6 +102,16 @@ def train(trainer: Trainer, output: Path) -> dict[str, Any]:
         "history": history,
         **evaluation,
     }
+
+
+def _check_weights(trainer: Trainer) -> None:
+    """Refuse what the last step made: the loss, which is checked, is that of before it."""
+    for name, weight in trainer.model.named_parameters():
+        if weight.requires_grad and not bool(torch.isfinite(weight).all()):
+            raise ModelError(
+                f"{name} has weights that are no finite numbers after the last step: the run has "
+                "diverged; use a lower --learning-rate with another --output"
+            )
 
 
 def _describe_evaluation(trainer: Trainer) -> dict[str, Any]:
