@@ -168,14 +168,32 @@ def test_baselines_cache_and_student_are_checked_too(
         run(make_config(recipe, cache, tmp_path, baseline_model=("teacher=/absent",)))
     with pytest.raises(ConfigError, match="--baseline-model 'x': expected NAME=PATH"):
         run(make_config(recipe, cache, tmp_path, baseline_model=("x",)))
-    with pytest.raises(ConfigError, match="--baseline-model 'a@0=x': the name is taken, or holds"):
+    with pytest.raises(ConfigError, match="--baseline-model 'a@0=x': the name 'a@0' is another"):
         run(make_config(recipe, cache, tmp_path, baseline_model=("a@0=x",)))
+    with pytest.raises(ConfigError, match="the name 'alpha-0' is another baseline's or an arm's"):
+        run(make_config(recipe, cache, tmp_path, baseline_model=("alpha-0=x",)))
     with pytest.raises(CacheNotFoundError, match="no logit cache at"):
         run(make_config(recipe, tmp_path / "none", tmp_path))
     del recipe["train-student"]["student"]
     with pytest.raises(ConfigError, match="no student: give --student, or train-student.student"):
         run(make_config(recipe, cache, tmp_path))
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        ("top-k=3,100", r"alpha-1,top-k-100@0: .*\n.*--top-k asks for 100, the cache stores"),
+        ("batch-tokens=1", r"alpha-0,batch-tokens-1@0: --batch-tokens 1: the longest sequence"),
+        ("revision=main", "alpha-0,revision-main@0: .*main"),
+        ("dry-run=true", "--axis dry-run: sweep-alpha sets it; use --dry-run"),
+    ],
+)
+def test_what_training_would_refuse_of_an_arm_is_refused_first(
+    recipe: dict[str, Any], cache: Path, tmp_path: Path, axis: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(make_config(recipe, cache, tmp_path, alpha=(0.0, 1.0), axis=(axis,), dry_run=True))
 
 
 def test_another_sweep_is_refused_field_by_field_and_a_larger_one_continues(

@@ -10,6 +10,7 @@ from pipeline.estimates.shapes import ModelShape, read_shape
 from pipeline.estimates.sizes import DataSize, count_tokens, size_of_lengths
 from pipeline.models.checkpoint import find_checkpoint, read_model_config
 from pipeline.student.dry_run import estimate_student
+from pipeline.sweep.cell import COMPARED_WITH
 from pipeline.sweep.plan import SweepSettings
 from storage_schema.reader import LogitCache
 
@@ -40,7 +41,7 @@ def estimate_sweep(
     evaluations = {}
     baseline_evaluations = []
     for name, section in settings.evaluations.items():
-        shared = {k: v for k, v in section.items() if k != "baseline"}
+        shared = {k: v for k, v in section.items() if k not in COMPARED_WITH}
         config = load_command("evaluate-student").build(
             {**shared, "model": ["x=x"], "output": "x.json"}, name
         )

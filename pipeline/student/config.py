@@ -106,6 +106,15 @@ class TrainStudentConfig(TrainingSettings):
             min_prob=self.min_prob,
         )
 
+    def check_support(self, kind: str) -> None:
+        """Check the settings of the KL against the kind of support that a cache has.
+
+        Raises:
+            ConfigError: they would be biased on draws.
+        """
+        if kind == "sampled" and (self.alpha > 0 or self.eval_share):
+            self.kl_settings.check_sampled_support()
+
     def __post_init__(self) -> None:
         check_training_settings(self)
         check_local("--output", self.output)

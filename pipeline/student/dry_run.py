@@ -7,7 +7,6 @@ from pipeline.estimates.shapes import ModelShape, read_shape
 from pipeline.estimates.sizes import DataSize, size_of_lengths
 from pipeline.estimates.text import describe
 from pipeline.models.checkpoint import find_checkpoint, read_model_config
-from pipeline.models.loading import load_tokenizer
 from pipeline.run_record import num_processes
 from pipeline.student.config import TrainStudentConfig
 from storage_schema.reader import LogitCache
@@ -20,18 +19,11 @@ def dry_run(config: TrainStudentConfig, cache: LogitCache) -> dict[str, Any]:
         ModelError: the student is missing, an adapter, or does not fit the cache.
         ConfigError: a pass of batch_tokens cannot hold the longest sequence.
     """
-    from pipeline.student.fit import check_batch_tokens, check_fit, read_student_facts
-    from pipeline.training.lora import check_trainable
-    from pipeline.training.model_config import load_model_config
+    from pipeline.student.fit import check_run
 
     checkpoint = find_checkpoint(config.student, config.revision, weights=False)
-    check_trainable(checkpoint)
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=config.trust_remote_code)
-    model_config = load_model_config(checkpoint, trust_remote_code=config.trust_remote_code)
+    check_run(config, cache, checkpoint)
     size = size_of_lengths(cache.sequence_lengths.tolist(), cache.response_lengths.tolist())
-    facts = read_student_facts(checkpoint, tokenizer, model_config)
-    check_fit(facts, cache.plan, size.longest, config.top_k)
-    check_batch_tokens(config.batch_tokens, size.longest)
     estimate = estimate_student(config, read_shape(read_model_config(checkpoint)), size)
     print(describe("train-student, a dry run; every number is an estimate:", estimate))
     return estimate

@@ -5,9 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.checkpoint import Checkpoint, vocabulary_rows
+from pipeline.models.loading import load_tokenizer
 from pipeline.models.vocabulary import fingerprint_vocabulary, vocabulary_size
-from pipeline.training.model_config import max_positions
+from pipeline.student.config import TrainStudentConfig
+from pipeline.training.lora import check_trainable
+from pipeline.training.model_config import load_model_config, max_positions
 from storage_schema.plan import Plan
+from storage_schema.reader import LogitCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +25,28 @@ class StudentFacts:
     vocabulary_size: int
     vocabulary_rows: int
     max_positions: int | None
+
+
+def check_run(
+    config: TrainStudentConfig, cache: LogitCache, checkpoint: Checkpoint
+) -> tuple["PreTrainedTokenizerBase", Any]:
+    """Make every check of a run that needs no weights; return the student's tokenizer and config.
+
+    Raises:
+        ModelError: the student is an adapter, or does not fit the cache.
+        ConfigError: a pass of batch_tokens cannot hold the longest sequence, or a setting of the
+            KL does not go with the cache's sampled support.
+    """
+    config.check_support(cache.plan.support_kind)
+    check_trainable(checkpoint)
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=config.trust_remote_code)
+    model_config = load_model_config(checkpoint, trust_remote_code=config.trust_remote_code)
+    longest = int(cache.sequence_lengths.max())
+    check_fit(
+        read_student_facts(checkpoint, tokenizer, model_config), cache.plan, longest, config.top_k
+    )
+    check_batch_tokens(config.batch_tokens, longest)
+    return tokenizer, model_config
 
 
 def read_student_facts(

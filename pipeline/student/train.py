@@ -34,8 +34,7 @@ def run(config: TrainStudentConfig) -> dict[str, Any]:
     """
     output = Path(config.output)
     cache = open_cache(config.cache, config.local_copy)
-    if (config.alpha > 0 or config.eval_share) and cache.plan.support_kind == "sampled":
-        config.kl_settings.check_sampled_support()
+    config.check_support(cache.plan.support_kind)
     if config.dry_run:
         return dry_run(config, cache)
     checkpoint = find_checkpoint(config.student, config.revision)

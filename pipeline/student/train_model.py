@@ -6,22 +6,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.models.checkpoint import Checkpoint
-from pipeline.models.loading import load_tokenizer, pick_device
+from pipeline.models.loading import pick_device
 from pipeline.student.config import TrainStudentConfig
-from pipeline.student.fit import (
-    adopt_chat_template,
-    check_batch_tokens,
-    check_fit,
-    read_student_facts,
-)
+from pipeline.student.fit import adopt_chat_template, check_run
 from pipeline.student.from_scratch import load_random
 from pipeline.student.steps import BoolArray
 from pipeline.student.trainer import StudentTrainer
 from pipeline.training.arguments import build_arguments
 from pipeline.training.callbacks import run_callbacks
 from pipeline.training.held_out import choose_held_out
-from pipeline.training.lora import check_trainable, load_trainable
-from pipeline.training.model_config import load_model_config, stored_dtype
+from pipeline.training.lora import load_trainable
+from pipeline.training.model_config import stored_dtype
 from pipeline.training.padding_free import attention_for, choose_batching
 from pipeline.training.precision import pick_precision
 from pipeline.training.quiet import quiet_transformers
@@ -51,13 +46,7 @@ def train_model(
         OutputExistsError: the output holds another run.
     """
     quiet_transformers()
-    check_trainable(checkpoint)
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=config.trust_remote_code)
-    model_config = load_model_config(checkpoint, trust_remote_code=config.trust_remote_code)
-    facts = read_student_facts(checkpoint, tokenizer, model_config)
-    longest = int(cache.sequence_lengths.max())
-    check_fit(facts, cache.plan, longest, config.top_k)
-    check_batch_tokens(config.batch_tokens, longest)
+    tokenizer, model_config = check_run(config, cache, checkpoint)
     adopt_chat_template(tokenizer, cache.plan)
     _verify(cache)
     trained_on, held_out = hold_out(cache, config.eval_share, config.seed)

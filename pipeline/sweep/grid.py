@@ -26,7 +26,7 @@ KL_SETTINGS = (
     "top_k",
 )
 # What the sweep itself gives every cell.
-GIVEN = ("alpha", "cache", "output", "seed", "student")
+GIVEN = ("alpha", "cache", "dry_run", "output", "seed", "student")
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def read_sweep_settings(config: SweepAlphaConfig) -> SweepSettings:
     for cell in cells:
         built = train_student.build({**base, **cell.settings, **place}, f"{where}: {cell.name}")
     shared = dataclasses.asdict(built)
-    baselines = _read_baselines(config)
+    baselines = _read_baselines(config, cells)
     return SweepSettings(
         student=str(student),
         axes={**axes, "seed": list(config.seed)},
@@ -113,15 +113,17 @@ def read_sweep_settings(config: SweepAlphaConfig) -> SweepSettings:
     )
 
 
-def _read_baselines(config: SweepAlphaConfig) -> dict[str, str]:
+def _read_baselines(config: SweepAlphaConfig, cells: list[Cell]) -> dict[str, str]:
+    arms = {cell.arm for cell in cells}
     baselines: dict[str, str] = {}
     for value in config.baseline_model:
         name, separator, path = value.partition("=")
         if not (separator and name and path):
             raise ConfigError(f"--baseline-model {value!r}: expected NAME=PATH")
-        if "@" in name or name in baselines:
+        if "@" in name or name in baselines or name in arms:
             raise ConfigError(
-                f"--baseline-model {value!r}: the name is taken, or holds an @, which is for cells"
+                f"--baseline-model {value!r}: the name {name!r} is another baseline's or an arm's, "
+                "or holds an @, which is for cells; choose another"
             )
         baselines[name] = path
     return baselines

@@ -39,6 +39,9 @@ def run(config: SweepAlphaConfig) -> dict[str, Any]:
     """
     settings = read_sweep_settings(config)
     plan, cache = make_plan(settings, config)
+    from pipeline.cli.sweep_checks import check_cells
+
+    check_cells(settings, cache)
     jobs = make_jobs(plan, config)
     print(describe_plan(plan, config))
     if config.dry_run:
