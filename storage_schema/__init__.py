@@ -9,9 +9,10 @@ docs/storage-format.md is the specification. Needs numpy and pyarrow, and fsspec
 for a cache on an object store: wherever a cache is named, a URL like s3://bucket/cache may stand.
 """
 
+from storage_schema.claim import claim_plan
 from storage_schema.manifest import Manifest
 from storage_schema.order import BlockOrder
-from storage_schema.plan import Plan, claim_plan, fingerprint_examples
+from storage_schema.plan import Plan, fingerprint_examples
 from storage_schema.reader import LogitCache, open_cache
 from storage_schema.response import Response, example_id
 from storage_schema.rows import response_from_rows

@@ -13,13 +13,12 @@ from typing import Any
 import pyarrow as pa
 
 from storage_schema import layout
-from storage_schema.documents import differences, read_json, take, write_json
+from storage_schema.documents import read_json, take
 from storage_schema.errors import (
     CacheDamagedError,
     CacheError,
     CacheFormatError,
     CacheNotFoundError,
-    PlanMismatchError,
 )
 from storage_schema.inside import check_inside
 from storage_schema.layout import (
@@ -27,14 +26,15 @@ from storage_schema.layout import (
     FLOAT16_ROUNDED,
     FORMAT_NAME,
     FORMAT_VERSION,
+    MANIFEST_FILE,
     MAX_EXAMPLES_PER_SHARD,
     MAX_PLAN_BYTES,
     MAX_VOCABULARY_SIZE,
     PLAN_FILE,
+    SHARD_DIRECTORY,
     SUPPORT_KINDS,
 )
 from storage_schema.location import Location, locate
-from storage_schema.publish import writing
 
 Section = dict[str, Any]
 
@@ -193,15 +193,16 @@ def read_plan(cache: str | Location) -> Plan:
     """Return the plan of the cache at `cache`.
 
     Raises:
-        CacheNotFoundError: there is no plan.
+        CacheNotFoundError: there is no cache.
         CacheFormatError: it is of another format or version.
-        CacheDamagedError: it is not readable, or holds other fields or types.
+        CacheDamagedError: the plan alone is missing, is not readable, or holds other fields.
         CacheError: the object store refuses.
     """
     cache = locate(cache)
     path = cache / PLAN_FILE
     check_inside(cache, path)
     if not path.exists():
+        refuse_lost_plan(cache)
         raise CacheNotFoundError(
             f"no logit cache at {cache}: {PLAN_FILE} is missing; precompute-logits makes one"
         )
@@ -233,35 +234,17 @@ def check_version(document: dict[str, Any], path: Location) -> None:
         )
 
 
-def claim_plan(cache: str | Location, plan: Plan) -> None:
-    """Write the plan into a new cache directory, or check that the same one is there.
-
-    Several processes may claim one directory at once. What is on disk is compared in every
-    case, also after writing, so that of different plans all but one are refused.
+def refuse_lost_plan(cache: Location) -> None:
+    """Refuse a directory that holds a cache but for its plan.
 
     Raises:
-        PlanMismatchError: another plan is there, every differing field is named; or the path
-            holds something that is no cache.
-        CacheError: the object store refuses.
+        CacheDamagedError: naming what is there.
     """
-    cache = locate(cache)
-    if cache.exists() and not cache.is_dir():
-        raise PlanMismatchError(f"{cache} is a file, a cache is a directory; choose another output")
-    with writing(cache):
-        cache.mkdir(parents=True, exist_ok=True)
-    # Listed before looking for the plan: another process may publish it in between.
-    strangers = [path.name for path in cache.iterdir() if ".tmp-" not in path.name]
-    if not (cache / PLAN_FILE).exists():
-        if strangers:
-            raise PlanMismatchError(
-                f"{cache} is not empty ({', '.join(sorted(strangers)[:5])}) and holds no "
-                f"{PLAN_FILE}: it is no logit cache; choose another output"
-            )
-        write_json(cache / PLAN_FILE, plan.to_json(), create=True)
-    lines = differences(read_plan(cache).to_json(), json.loads(json.dumps(plan.to_json())))
-    if lines:
-        raise PlanMismatchError(
-            f"the cache at {cache} was planned differently:\n  "
-            + "\n  ".join(lines)
-            + "\nask for what is there, choose another output, or delete that folder to start over"
+    names = {path.name for path in cache.iterdir()} if cache.is_dir() else set()
+    there = sorted(names & {MANIFEST_FILE, SHARD_DIRECTORY})
+    # Looked for last: another process may have published it, and then its shards, just now.
+    if there and not (cache / PLAN_FILE).exists():
+        raise CacheDamagedError(
+            f"{cache} holds {' and '.join(there)}, but no {PLAN_FILE}: it was not copied whole, or "
+            f"the file was deleted; copy {PLAN_FILE} there again, it is small"
         )

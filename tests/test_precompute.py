@@ -176,6 +176,8 @@ def test_bad_input_is_refused_before_any_engine_starts(
     monkeypatch.setattr("pipeline.teacher.precompute.start_engine", None)
     with pytest.raises(ConfigError, match="--k is 500, the vocabulary has 3"):
         run(config(settings, k=500))
+    with pytest.raises(ConfigError, match="the teacher computes in float32; use --codec float16"):
+        run(config(settings, codec="bfloat16-logits"))
     with pytest.raises(ModelError, match="no model at '/no/such/model'"):
         run(config(settings, teacher="/no/such/model"))
     with pytest.raises(DataError, match=r"missing\.jsonl"):
@@ -188,6 +190,7 @@ def test_bad_input_is_refused_before_any_engine_starts(
         run(config(settings, data=str(data), max_sequence_tokens=600))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    monkeypatch.setattr("pipeline.teacher.precompute.tokenize_dataset", None)
     with pytest.raises(PlanMismatchError, match=r"thesis\.txt"):
         run(config(settings, output=str(tmp_path / "taken")))
 

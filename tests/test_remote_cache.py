@@ -153,6 +153,9 @@ def test_another_plan_is_refused_field_by_field(s3, s3_url) -> None:
     put(s3, f"{s3_url}-other/notes.txt", b"x")
     with pytest.raises(PlanMismatchError, match=r"is not empty \(notes.txt\) and holds no plan"):
         claim_plan(f"{s3_url}-other", PLAN)
+    put(s3, f"{s3_url}-lost/shards/shard-00000.parquet", b"x")
+    with pytest.raises(CacheDamagedError, match=r"holds shards, but no plan.json"):
+        open_cache(f"{s3_url}-lost")
 
 
 def test_a_plan_that_appears_while_claiming_is_not_replaced(s3, s3_url, monkeypatch) -> None:

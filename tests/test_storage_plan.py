@@ -117,6 +117,16 @@ def test_a_directory_or_file_of_something_else_is_not_claimed(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize(("name", "claimed"), [("manifest.json", True), ("shards", False)])
+def test_a_cache_that_lost_its_plan_is_neither_claimed_nor_called_none(
+    tmp_path: Path, name: str, claimed: bool
+) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(CacheDamagedError, match=f"holds {name}, but no plan.json: it was not copi"):
+        claim_plan(tmp_path, make_plan(RESPONSES)) if claimed else open_cache(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_left_over_temporary_files_do_not_block_a_claim(tmp_path: Path) -> None:
     (tmp_path / "plan.json.tmp-elsewhere-1-00").write_text("{")
     claim_plan(tmp_path, make_plan(RESPONSES))

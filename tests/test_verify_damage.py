@@ -250,7 +250,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda c: (c / "manifest.json").write_text("{"),
         "manifest.json is not valid JSON",
     ),
-    "no plan": (lambda c: (c / "plan.json").unlink(), "no logit cache at"),
+    "no plan": (lambda c: (c / "plan.json").unlink(), "holds manifest.json and shards, but no pl"),
     "unfinished": (lambda c: (c / "manifest.json").unlink(), "is unfinished (manifest.json is mi"),
 }
 

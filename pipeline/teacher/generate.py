@@ -146,7 +146,10 @@ def _generate(
                 generator.close()
         counts = count_answers(answers, prompts, config)
         if not counts["written"]:
-            raise DataError(f"{config.output}: no response is left; {account(counts, config)}")
+            raise DataError(
+                f"{config.output}: no response is left; {account(counts, config)}; where the "
+                "limit cut them, raise --max-new-tokens or give --keep-cut, with another --output"
+            )
         provenance = describe_origin(config, identity)
         path = write_dataset(output, to_rows(answers, prompts, config, provenance))
         finish_output(output, counts=counts, decoding=provenance, **speed)

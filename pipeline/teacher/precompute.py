@@ -40,7 +40,9 @@ from storage_schema import (
     missing_shards,
     open_cache,
 )
+from storage_schema.claim import check_place
 from storage_schema.errors import CacheNotFoundError, CacheUnfinishedError
+from storage_schema.layout import BFLOAT16_LOGITS, FLOAT16_ROUNDED
 from storage_schema.location import Location, locate, snapshot
 from storage_schema.passes import record_pass
 from storage_schema.plan import read_plan
@@ -60,6 +62,7 @@ def run(config: PrecomputeConfig) -> dict[str, Any]:
     engine_name, reason = pick_engine(config.engine)
     cache = locate(config.output)
     snapshot(cache)  # an object store that refuses is found out before the work
+    check_place(cache)
     route, route_reason = pick_route(engine_name, config.vllm_route, _planned_route(cache))
     check_route(route, config.support_section(), config.codec)
     checkpoint = find_checkpoint(config.teacher, config.revision)
@@ -124,7 +127,7 @@ def make_plan(
     Raises:
         ModelError: the teacher has fewer logits than its tokenizer has tokens, or takes no
             sequence as long as the longest example.
-        ConfigError: k exceeds the vocabulary.
+        ConfigError: k exceeds the vocabulary, or the codec does not go with the number type.
     """
     size, rows = vocabulary_size(tokenizer), vocabulary_rows(checkpoint)
     check_teacher(config, checkpoint, dataset, size, rows)
@@ -132,6 +135,11 @@ def make_plan(
     dtype = config.dtype
     if dtype == "auto":
         dtype = model_config.get("dtype") or model_config.get("torch_dtype") or "float32"
+    if config.codec == BFLOAT16_LOGITS and dtype != "bfloat16":
+        raise ConfigError(
+            f"--codec {BFLOAT16_LOGITS} needs logits that are bfloat16, the teacher computes in "
+            f"{dtype}; use --codec {FLOAT16_ROUNDED}, or --dtype bfloat16"
+        )
     return Plan(
         teacher={
             "name": describe_place(checkpoint.name),
@@ -193,7 +201,7 @@ def check_teacher(
     if limit is not None and longest + 1 > limit:
         raise ModelError(
             f"the longest example has {longest} tokens, {checkpoint.name} takes {limit} with one "
-            f"to spare; lower --max-sequence-tokens to {limit - 1}, and --max-prompt-tokens below it"
+            f"to spare; lower --max-sequence-tokens to {limit - 1} and --max-prompt-tokens below it"
         )
 
 
