@@ -19,6 +19,10 @@ class OutputExistsError(SmoothkdError):
     """The output path already holds something made with other settings."""
 
 
+class OutputWriteError(SmoothkdError):
+    """The operating system refuses to write a file of an output: the disk is full."""
+
+
 class MissingPackageError(SmoothkdError):
     """An optional package is needed for what was asked."""
 

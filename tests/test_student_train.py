@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -282,6 +283,33 @@ def test_diverged_run_is_stopped_and_named(tiny_model, cache, tmp_path):
     )
     with pytest.raises(ModelError, match="training loss is (nan|inf) at step"):
         run(config)
+
+
+FULL_DISK = """
+import resource, sys
+from pipeline.cli.train_student import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+main(prog_name="train-student")
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_space(tiny_model, cache, tmp_path):
+    arguments = ["--student", str(tiny_model), "--cache", str(cache), "--alpha", "1"]
+    arguments += ["--max-steps", "4", "--save-every-steps", "2", "--batch-size", "4"]
+    arguments += ["--report-to", "none", "--output", str(tmp_path / "s")]
+    for limit, code in ((20_000, 1), (10**9, 0)):
+        found = subprocess.run(
+            [sys.executable, "-c", FULL_DISK, str(limit), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert found.returncode == code, found.stderr
+        if code:
+            assert "Traceback" not in found.stderr
+            assert re.search("Error: .*: the disk is full .*free space and run", found.stderr)
+    assert (tmp_path / "s" / "adapter_model.safetensors").stat().st_size > 20_000
 
 
 def test_weights_that_the_last_step_broke_are_not_published(tiny_model, cache, tmp_path):

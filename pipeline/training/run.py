@@ -20,6 +20,7 @@ from pipeline.models.memory import memory_advice
 from pipeline.run_record import finish_output, is_first_process, open_output
 from pipeline.training.callbacks import epochs_of_ended_run
 from pipeline.training.checkpoints import find_last_checkpoint, remove_checkpoints
+from pipeline.training.full_disk import full_disk_advice
 from pipeline.training.lora import merge_adapter
 from pipeline.training.settings import TrainingSettings
 from storage_schema.publish import remove_stale_temporaries
@@ -73,6 +74,7 @@ def train(trainer: Trainer, output: Path) -> dict[str, Any]:
     Raises:
         ModelError: the checkpoint with the lowest evaluation loss is gone, memory ran out, or a
             trained weight is no finite number.
+        OutputWriteError: a checkpoint does not fit on the disk.
     """
     checkpoint = find_last_checkpoint(output)
     resumed_from_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
@@ -82,7 +84,7 @@ def train(trainer: Trainer, output: Path) -> dict[str, Any]:
         trainer.args.max_steps, trainer.args.num_train_epochs = -1, epochs
     start = time.monotonic()
     trainer.remove_callback(PrinterCallback)  # prints raw dictionaries
-    with memory_advice("training", MEMORY_ADVICE):
+    with memory_advice("training", MEMORY_ADVICE), full_disk_advice(output):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - start
     _check_weights(trainer)
@@ -158,6 +160,9 @@ def write_result(
         tokenizer: saved beside the weights.
         dtype: see `save_model`.
         record: JSON-ready results for `run.json`.
+
+    Raises:
+        OutputWriteError: the weights do not fit on the disk.
     """
     # Collective where the weights are in parts, so before the other processes leave.
     state_dict = (
@@ -169,8 +174,9 @@ def write_result(
         model = trainer.model
         if settings.merge:
             model, state_dict = merge_adapter(model, settings, checkpoint, state_dict), None
-        save_model(model, tokenizer, output, dtype, state_dict)
-        finish_output(output, **record)
+        with full_disk_advice(output):
+            save_model(model, tokenizer, output, dtype, state_dict)
+            finish_output(output, **record)
         remove_checkpoints(output)
     trainer.accelerator.wait_for_everyone()
 
