@@ -17,6 +17,14 @@ from pipeline.errors import ConfigError
         ({"prompt_field": "q"}, r"--prompt-field is 'q' and --response-field is None"),
         ({"response_field": "a"}, r"--prompt-field is None and --response-field is 'a'"),
         ({"context_field": "c"}, r"--context-field 'c' needs --prompt-field"),
+        (
+            {"prompt_field": "a", "response_field": "a"},
+            r"'a' is named more than once by --prompt-field, --context-field and --response-field",
+        ),
+        (
+            {"prompt_field": "q", "context_field": "a", "response_field": "a"},
+            r"'a' is named more than once",
+        ),
         ({"max_examples": 0}, r"--max-examples is 0"),
         ({"max_prompt_tokens": 0}, r"--max-prompt-tokens is 0"),
         ({"max_prompt_tokens": 64, "max_sequence_tokens": 64}, r"64 leaves no room.*64"),

@@ -52,12 +52,6 @@ def test_csv_keeps_words_that_look_like_nulls_and_long_cells(tmp_path: Path) -> 
     assert csv.field_size_limit() == limit
 
 
-def test_csv_short_row_has_no_value(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text("a,b\nx\n")
-    assert read_file(path, None) == [{"a": "x", "b": None}]
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -69,7 +63,18 @@ def test_csv_short_row_has_no_value(tmp_path: Path) -> None:
         ("rows.json", b'{"a": 1}\n{"a": 2}\n', r"rows\.json is not JSON.*call it \.jsonl"),
         ("rows.json", b'{"a": 1}', r"rows\.json holds a JSON dict"),
         ("rows.json", b'[{"a": 1}, 3]', r"rows\.json, row 2 holds a JSON int"),
+        (
+            "rows.jsonl",
+            b'{"a": 1}\n{"a": 1, "a": 2}',
+            r"line 2 cannot be read: .* name 'a' 2 times",
+        ),
+        ("rows.json", b'[{"m": [{"a": 1, "a": 2}]}]', r"rows\.json cannot be read: an object has"),
+        ("rows.jsonl", b'{"a": ' + b"9" * 5000 + b"}", r"line 1 cannot be read: .*5000 digits"),
+        ("rows.jsonl", b"[" * 100_000, r"line 1 cannot be read: .*recursion"),
+        ("rows.json", b"\xff", r"rows\.json is not UTF-8"),
+        ("rows.csv", b"a,b,b\nx,y,z\n", r"rows\.csv: the header has the field name 'b' 2 times"),
         ("rows.csv", b"a,b\nx,y,z\n", r"line 2: more cells than the 2 columns"),
+        ("rows.csv", b"a,b\nx,\n\nx\n", r"line 4: fewer cells than the 2 columns"),
         ("rows.csv", b'a,b\nx,"y"z\n', r"after line 1, is not CSV"),
         ("rows.parquet", b"PAR1 but not really", r"rows\.parquet is not a sound Parquet"),
     ],
@@ -78,6 +83,13 @@ def test_broken(tmp_path: Path, name: str, content: bytes, message: str) -> None
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
+        read_file(path, None)
+
+
+def test_parquet_with_a_repeated_column(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table([["x"], ["y"]], names=["a", "a"]), path)
+    with pytest.raises(DataError, match=r"rows\.parquet has the field name 'a' 2 times; rename"):
         read_file(path, None)
 
 

@@ -28,6 +28,14 @@ def convert(row: dict, settings: DataSettings = SETTINGS) -> Record:
         ({"instruction": "I", "output": "R"}, Record("I", None, "R")),
         ({"article": "D", "highlights": "R"}, Record(TEXT, "D", "R")),
         ({"document": "D", "summary": "R", "id": 3}, Record(TEXT, "D", "R")),
+        # The columns of Dolly, Alpaca, CNN/DailyMail and DialogSum.
+        (
+            {"instruction": "I", "context": "C", "response": "R", "category": "X"},
+            Record("I", "C", "R"),
+        ),
+        ({"instruction": "I", "input": "C", "output": "R", "text": "T"}, Record("I", "C", "R")),
+        ({"article": "D", "highlights": "R", "id": "3"}, Record(TEXT, "D", "R")),
+        ({"id": "3", "dialogue": "D", "summary": "R", "topic": "T"}, Record(DIALOGUE, "D", "R")),
         ({"dialogue": "D", "summary": "R"}, Record(DIALOGUE, "D", "R")),
         ({"prompt": "I", "completion": "R"}, Record("I", None, "R")),
         ({"text": "R"}, Record(None, None, "R")),
@@ -52,11 +60,64 @@ def test_a_context_of_another_layout_is_not_ignored_in_silence() -> None:
         convert({"instruction": "I", "input": "C", "response": "R"})
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"instruction": "I", "input": "C", "output": "R", "context": "C2"},
+            "rows.jsonl: each of the fields 'input', 'context' could be the context",
+        ),
+        (
+            {"instruction": "I", "output": "R", "response": "R2"},
+            "fields 'output', 'response' could be the response, .* with --prompt-field, --context",
+        ),
+    ],
+)
+def test_two_contexts_or_responses_need_a_choice(row: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        convert(row)
+    fields = {"prompt_field": "instruction", "response_field": "output"}
+    assert convert(row, DataSettings(data="d", **fields)).response == "R"
+
+
+def test_a_row_of_another_layout_is_refused() -> None:
+    row = {"instruction": "I", "input": "C", "output": "R"}
+    for settings in (SETTINGS, DataSettings(data="d", prompt_field="prompt", response_field="b")):
+        layout = find_layout(["prompt", "completion", "b"], settings)
+        with pytest.raises(
+            DataError,
+            match=r"row 7: the fields are 'instruction', 'input', 'output' \(layout instruction/"
+            r"input/output\), without 'prompt', '\w+' of the dataset's layout prompt/",
+        ):
+            to_record(row, layout, 7)
+        assert to_record({"prompt": "I", "id": 3}, layout, 7) == Record("I", None, "")
+
+
+@pytest.mark.parametrize(
+    ("row", "lacking"),
+    [
+        ({"prompt": " \n", "completion": "R"}, True),
+        ({"prompt": None, "completion": "R"}, True),
+        ({"instruction": "", "input": "", "output": "R"}, True),
+        ({"instruction": "", "input": "C", "output": "R"}, False),
+        ({"messages": [{**USER, "content": " "}, ANSWER]}, True),
+        ({"messages": [SYSTEM, {**USER, "content": ""}, ANSWER]}, True),
+        ({"messages": [{**USER, "content": ""}, ANSWER, USER, ANSWER]}, False),
+        ({"messages": [USER, {"role": "tool", "content": ""}, ANSWER]}, False),
+        ({"text": "R"}, False),
+    ],
+)
+def test_rows_that_lack_a_prompt(row: dict, lacking: bool) -> None:
+    assert convert(row).lacks_prompt == lacking
+
+
 def test_references() -> None:
     row = {"document": "D", "summary": "R"}
     assert convert(row).references == ("R",)
     assert convert({**row, "references": ["R", "R2"]}).references == ("R", "R2")
-    assert convert({**row, "references": None}).references == ("R",)
+    assert convert({**row, "references": "R2"}).references == ("R2",)
+    for nothing in (None, "", " ", []):
+        assert convert({**row, "references": nothing}).references == ("R",)
 
 
 def test_absent_message_keys_stay_absent() -> None:
@@ -89,7 +150,7 @@ def test_no_layout() -> None:
         ({"prompt": 3, "completion": "R"}, r"row 7: field 'prompt' is 3 \(int\)"),
         ({"text": ["x"]}, r"row 7: field 'text' is \['x'\] \(list\)"),
         ({"text": b"x" * 99}, r"row 7: field 'text' is b'x+\.\.\. \(bytes\)"),
-        ({"text": "x", "references": "x"}, r"'references' is 'x' \(str\): expected a list"),
+        ({"text": "x", "references": 3}, r"'references' is 3 \(int\): expected a text or a list"),
         ({"text": "x", "references": [1]}, r"'references' is \[1\] \(list\)"),
         ({"messages": "hi"}, r"row 7: field 'messages' is 'hi' \(str\)"),
         ({"messages": None}, r"row 7: field 'messages' is None \(NoneType\)"),

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.config import DataSettings
 from pipeline.data.records import Record
-from pipeline.data.sources import load_records, load_rows
+from pipeline.data.sources import _named_errors, load_records, load_rows
 from pipeline.errors import DataError
 
 CARD = """---
@@ -70,6 +70,33 @@ def test_records_keep_rows_with_absent_fields(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ['{"prompt": "I", "completion": "R"}', '{"prompt": "I", "completion": 3}'],
+            r"rows\.jsonl, row 2: field 'completion' is 3",
+        ),
+        (
+            ['{"prompt": "I", "completion": "R"}', '{"text": "T"}'],
+            r"rows\.jsonl, row 2: the fields are 'text' \(layout text\), without 'prompt', 'comp",
+        ),
+    ],
+)
+def test_row_errors_name_the_file(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=message):
+        load_records(DataSettings(data=str(path)))
+
+
+def test_an_empty_references_column_of_a_csv_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion,references\nI,R,\nI,R,R2\n")
+    first, second = load_records(DataSettings(data=str(path)))
+    assert (first.references, second.references) == (("R",), ("R2",))
+
+
 def test_folder_with_config_and_split(hub: Path) -> None:
     assert texts(f"{hub}:long") == ["a", "b"]
     assert texts(f"{hub}:long", max_examples=1) == ["a"]
@@ -124,10 +151,30 @@ def test_folder_without_data(tmp_path: Path) -> None:
         texts(str(tmp_path))
 
 
-def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_files_that_do_not_fit_together(tmp_path: Path, hub: Path) -> None:
+    folder = write_rows(tmp_path / "mixed" / "train-a.jsonl", "a").parent
+    (folder / "train-b.jsonl").write_text('{"prompt": "I", "completion": "R"}\n')
+    with pytest.raises(
+        DataError, match=r"not the same columns: .* 2 new columns .*completion"
+    ) as e:
+        texts(str(folder))
+    assert "of that name" not in str(e.value)
+
+
+def test_reasons_of_the_library_are_bounded() -> None:
+    with pytest.raises(DataError) as caught, _named_errors("org/name"):
+        raise ValueError("\n\n".join(f"line {number}" for number in range(20)))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "dataset 'org/name' cannot be read: ValueError: line 0"
+    assert lines[11:] == ["  line 11", "  ...; and no file or folder of that name is here"]
+
+
+@pytest.mark.parametrize("name", ["no-such-org/no-such-name", "nothere"])
+def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=r"dataset 'no-such-org/no-such-name' cannot be read"):
-        texts("no-such-org/no-such-name")
+    message = rf"dataset '{name}' cannot be read: .*; and no file or folder of that name is here"
+    with pytest.raises(DataError, match=message):
+        texts(name)
 
 
 def test_file_has_no_split(tmp_path: Path) -> None:

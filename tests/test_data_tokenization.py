@@ -9,6 +9,7 @@ import pytest
 from tokenizer_factory import ids, make_tokenizer, special
 
 from pipeline.data.config import DataSettings
+from pipeline.data.prompts import tokenize_prompts
 from pipeline.data.special_tokens import adds_leading_space, end_id, opening_ids
 from pipeline.data.tokenization import TokenizedDataset, tokenize_dataset
 from pipeline.errors import ConfigError, DataError, ModelError
@@ -142,14 +143,17 @@ def test_drops_and_cuts_are_counted(tmp_path: Path) -> None:
         ("abcd", "123456"),  # three over
         ("ab", " \n"),  # empty
         ("ab", ""),  # empty
+        (" \n", "x"),  # no prompt
+        ("", ""),  # no prompt either
         ("abcd", "xyz"),  # as the first
         ("abcd", "wxyz!"),  # the same as the third once cut
     ]
     dataset = tokenize(tmp_path, rows, max_prompt_tokens=4, max_sequence_tokens=8)
     assert dataset.counts == {
-        "rows": 8,
+        "rows": 10,
         "kept": 3,
         "dropped_prompt_too_long": 1,
+        "dropped_without_prompt": 2,
         "dropped_empty_response": 2,
         "dropped_duplicate": 2,
         "cut_responses": 2,
@@ -159,14 +163,31 @@ def test_drops_and_cuts_are_counted(tmp_path: Path) -> None:
     assert kept == [[*ids("abcdxyz"), special("<eos>")], ids("abcdwxyz"), ids("abcd1234")]
     assert [record.response for record in dataset.records] == ["xyz", "wxyz", "123456"]
     text = dataset.describe()
-    assert "3 of 8 rows kept, 12 response tokens" in text
-    assert "1 with a prompt over 4 tokens, 2 with an empty response, 2 duplicates" in text
+    assert "3 of 10 rows kept, 12 response tokens" in text
+    assert "1 with a prompt over 4 tokens, 2 without a prompt, 2 with an empty" in text
+    assert "with an empty response, 2 duplicates" in text
     assert "cut at 8 tokens: 2 responses, by 4 tokens" in text
 
 
 def test_nothing_left(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none of 2 rows is left; dropped: 1 .* over 2 tokens, 1"):
+    with pytest.raises(
+        DataError, match=r"none of 2 rows is left; dropped: 1 .* over 2 tokens, 0 .*t, 1 w"
+    ):
         tokenize(tmp_path, [("abc", "x"), ("a", "")], max_prompt_tokens=2)
+
+
+def test_a_row_that_does_not_fit_the_template_is_named_with_its_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl, row 1: --template summarize needs a doc"):
+        tokenize(tmp_path, [("a", "b")], template="summarize")
+
+
+def test_an_empty_user_turn_is_dropped(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(chat_template=CHATML)
+    dataset = tokenize(tmp_path, [(" ", "b"), ("a", "b")], tokenizer, template="chat")
+    assert (dataset.counts["kept"], dataset.counts["dropped_without_prompt"]) == (1, 1)
+    prompts = tokenize_prompts(dataset.settings, tokenizer)
+    assert prompts.rows == [2]
+    assert prompts.counts["dropped_without_prompt"] == 1
 
 
 def test_settings_and_order_move_the_fingerprint(tmp_path: Path) -> None:

@@ -52,6 +52,13 @@ class DataSettings:
             raise ConfigError(
                 f"--context-field {self.context_field!r} needs --prompt-field and --response-field"
             )
+        named = [self.prompt_field, self.context_field, self.response_field]
+        repeated = next((field for field in named if field and named.count(field) > 1), None)
+        if repeated:
+            raise ConfigError(
+                f"{repeated!r} is named more than once by --prompt-field, --context-field and "
+                "--response-field: name a different field with each"
+            )
 
     def _check_limits(self) -> None:
         if self.max_examples is not None and self.max_examples < 1:

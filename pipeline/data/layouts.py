@@ -1,7 +1,7 @@
 """Recognise which fields of a row are the instruction, the context and the response.
 
-A layout is recognised from field names alone, so a whole dataset has one layout. Values of a
-wrong type are refused with their row (counted from 1), never converted.
+A layout is recognised from field names alone, so a whole dataset has one layout. Rows of another
+one and values of a wrong type are refused with their row (counted from 1), never converted.
 """
 
 from collections.abc import Collection
@@ -33,6 +33,12 @@ class Layout:
         """The fields in reading order, such as "instruction/context/response"."""
         return "/".join(field for field in (self.prompt, self.context, self.response) if field)
 
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The fields without which a row is not of this layout."""
+        context = None if self.context_optional else self.context
+        return tuple(field for field in (self.prompt, context, self.response) if field)
+
 
 MESSAGES = Layout("messages")
 # From the most specific to the least: the first that fits is taken.
@@ -47,18 +53,23 @@ LAYOUTS = (
     Layout("text"),
 )
 OPTIONAL_CONTEXTS = {layout.context for layout in LAYOUTS if layout.context_optional}
+INSTRUCTION_RESPONSES = {layout.response for layout in LAYOUTS if layout.context_optional}
 
 
 def find_layout(fields: Collection[str], settings: DataSettings) -> Layout:
     """Return the layout named by the settings, or else the first known one that fits.
 
     Raises:
-        DataError: a named field is missing, or no known layout fits.
+        DataError: a named field is missing, no known layout fits, or two fields could be the
+            context or the response of an instruction.
     """
     if settings.prompt_field and settings.response_field:
         return _named_layout(fields, settings)
     for layout in LAYOUTS:
         if _fits(layout, fields):
+            if layout.context_optional:
+                _refuse_choice("context", OPTIONAL_CONTEXTS, fields, settings)
+                _refuse_choice("response", INSTRUCTION_RESPONSES, fields, settings)
             return layout
     raise DataError(
         f"{settings.data}: no known layout in the fields {_listed(fields)}; known are "
@@ -78,16 +89,31 @@ def _named_layout(fields: Collection[str], settings: DataSettings) -> Layout:
             raise DataError(
                 f"{settings.data}: no field {field!r} ({flag}); the fields are {_listed(fields)}"
             )
-    return Layout(settings.response_field or "", settings.prompt_field, settings.context_field)
+    return Layout(
+        settings.response_field or "",
+        settings.prompt_field,
+        settings.context_field,
+        context_optional=True,
+    )
 
 
 def _fits(layout: Layout, fields: Collection[str]) -> bool:
-    if layout.response not in fields or (layout.prompt and layout.prompt not in fields):
+    if not set(layout.required) <= set(fields):
         return False
-    if layout.context is None or layout.context in fields:
-        return True
     # A context under the other layout's name would otherwise be ignored in silence.
-    return layout.context_optional and not OPTIONAL_CONTEXTS & set(fields)
+    foreign = layout.context_optional and OPTIONAL_CONTEXTS & set(fields)
+    return not foreign or layout.context in fields
+
+
+def _refuse_choice(
+    role: str, known: Collection[str | None], fields: Collection[str], settings: DataSettings
+) -> None:
+    found = [field for field in fields if field in known]
+    if len(found) > 1:
+        raise DataError(
+            f"{settings.data}: each of the fields {_listed(found)} could be the {role}, and only "
+            "one is read: choose with --prompt-field, --context-field and --response-field"
+        )
 
 
 def _listed(fields: Collection[str]) -> str:
@@ -103,8 +129,10 @@ def to_record(row: dict[str, Any], layout: Layout, number: int) -> Record:
         number: the row's place in the dataset, counted from 1, for messages.
 
     Raises:
-        DataError: a value has another type than its layout says.
+        DataError: the row has the fields of another layout instead, or a value has another type
+            than its layout says.
     """
+    _refuse_other_layout(row, layout, number)
     references = _references(row, number)
     if layout is MESSAGES:
         return _conversation(row.get("messages"), references, number)
@@ -114,6 +142,19 @@ def to_record(row: dict[str, Any], layout: Layout, number: int) -> Record:
         response=_text(row, layout.response, number),
         references=references,
     )
+
+
+def _refuse_other_layout(row: dict[str, Any], layout: Layout, number: int) -> None:
+    missing = [field for field in layout.required if field not in row]
+    if not missing:
+        return
+    other = next((other for other in LAYOUTS if set(other.required) <= row.keys()), None)
+    if other is not None:
+        raise DataError(
+            f"row {number}: the fields are {_listed(row)} (layout {other.name}), without "
+            f"{_listed(missing)} of the dataset's layout {layout.name}: keep rows of one layout in "
+            "a file, or give all rows the same fields"
+        )
 
 
 def _text(row: dict[str, Any], field: str, number: int) -> str:
@@ -147,9 +188,12 @@ def _references(row: dict[str, Any], number: int) -> tuple[str, ...]:
     value = row.get(REFERENCES_FIELD)
     if value is None:
         return ()
+    if isinstance(value, str):  # a CSV cell cannot hold a list
+        return (value,) if value.strip() else ()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise DataError(
-            f"row {number}: field {REFERENCES_FIELD!r} is {_shown(value)}: expected a list of texts"
+            f"row {number}: field {REFERENCES_FIELD!r} is {_shown(value)}: expected a text or a "
+            "list of texts"
         )
     return tuple(value)
 

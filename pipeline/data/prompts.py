@@ -67,7 +67,7 @@ def tokenize_prompts(
     template = settings.template
     records = load_records(settings)
     template_fingerprint = fingerprint_template(template, tokenizer)
-    prompts, _ = encode_prompts(template, records, tokenizer)
+    prompts, _ = encode_prompts(settings, records, tokenizer)
     opening = opening_ids(template, tokenizer)
     counts = {"rows": len(records), "kept": 0}
     counts |= dict.fromkeys(DROPS, 0)
@@ -75,7 +75,7 @@ def tokenize_prompts(
     for place, prompt in enumerate(prompts):
         if len(prompt) > settings.max_prompt_tokens:
             counts["dropped_prompt_too_long"] += 1
-        elif prompt == opening:
+        elif prompt == opening or records[place].lacks_prompt:
             counts["dropped_without_prompt"] += 1
         elif tuple(prompt) in kept:
             counts["dropped_repeated_prompt"] += 1

@@ -25,3 +25,17 @@ class Record:
     def __post_init__(self) -> None:
         if not self.references:
             object.__setattr__(self, "references", (self.response,))
+
+    @property
+    def lacks_prompt(self) -> bool:
+        """Whether there is nothing to answer: the prompt is empty or white space.
+
+        A conversation lacks one where the user's last message is. Running text has no prompt on
+        purpose and lacks none.
+        """
+        if self.messages is not None:
+            last = self.messages[-1]
+            return last["role"] == "user" and not last["content"].strip()
+        if self.instruction is None:
+            return False
+        return not (self.instruction + (self.context or "")).strip()

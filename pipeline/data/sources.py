@@ -19,6 +19,7 @@ from pipeline.errors import DataError
 DEMOS = ("demo:docstrings",)
 DEFAULT_SPLIT = "train"
 ARGUMENT = re.compile(r"(?P<name>.+?)(:(?P<config>[^:@/]+))?(@(?P<split>[^@/]+))?")
+MAX_REASON_LINES = 12
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
@@ -27,11 +28,22 @@ def load_records(settings: DataSettings) -> list[Record]:
 
     Raises:
         DataError: nothing is found, a file is broken, there are no rows, the fields have no
-            known layout, or a value has the wrong type; the message names file, row and field.
+            known layout, a row has another layout, or a value has the wrong type; the message
+            names file, row and field.
     """
     rows = load_rows(settings)
     layout = find_layout(dict.fromkeys(field for row in rows for field in row), settings)
-    return [to_record(row, layout, number) for number, row in enumerate(rows, 1)]
+    with name_data(settings.data):
+        return [to_record(row, layout, number) for number, row in enumerate(rows, 1)]
+
+
+@contextmanager
+def name_data(data: str) -> Iterator[None]:
+    """Put the dataset's name before the message of a DataError that begins with a row."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{data}, {error}") from error
 
 
 def load_rows(settings: DataSettings) -> list[Row]:
@@ -104,10 +116,23 @@ def _named_errors(name: str) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:  # the library and the hub client raise many unrelated types
-        reason = str(error.__cause__ or error).splitlines() or [""]
+        nothing_here = "" if Path(name).is_dir() else "; and no file or folder of that name is here"
         raise DataError(
-            f"dataset {name!r} cannot be read: {type(error).__name__}: {reason[0]}"
+            f"dataset {name!r} cannot be read: {type(error).__name__}: "
+            f"{_reason(error)}{nothing_here}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what the library found, in at most MAX_REASON_LINES lines."""
+    from datasets.table import CastError
+
+    cause = error.__cause__ or error
+    if isinstance(cause, CastError):  # its own text lists all columns of both sides
+        return f"the files have not the same columns: {cause.details()}"
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    cut = [*lines[:MAX_REASON_LINES], "..."] if len(lines) > MAX_REASON_LINES else lines
+    return "\n  ".join(cut)
 
 
 @contextmanager

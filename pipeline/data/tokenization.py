@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.data.config import DataSettings
 from pipeline.data.records import Record
-from pipeline.data.sources import load_records
+from pipeline.data.sources import load_records, name_data
 from pipeline.data.special_tokens import adds_leading_space, end_id, opening_ids
 from pipeline.data.templates import fingerprint_template, render
 from pipeline.errors import DataError
@@ -56,8 +56,9 @@ class TokenizedDataset:
         settings: what was read, and under which limits.
         examples: the examples kept, in the dataset's order.
         records: the record of each example, parallel to `examples`.
-        counts: rows, kept, dropped_prompt_too_long, dropped_empty_response, dropped_duplicate,
-            cut_responses, cut_tokens; rows = kept + the three dropped.
+        counts: rows, kept, dropped_prompt_too_long, dropped_without_prompt,
+            dropped_empty_response, dropped_duplicate, cut_responses, cut_tokens;
+            rows = kept + the four dropped.
         fingerprint: SHA-256 (hex) over the example ids in order.
         template_fingerprint: SHA-256 (hex) of the template's name and text.
         end_token_id: the token that ends every response that was not cut.
@@ -88,10 +89,10 @@ class TokenizedDataset:
 def _account(counts: dict[str, int], settings: DataSettings) -> str:
     return (
         f"dropped: {counts['dropped_prompt_too_long']} with a prompt over "
-        f"{settings.max_prompt_tokens} tokens, {counts['dropped_empty_response']} with an empty "
-        f"response, {counts['dropped_duplicate']} duplicates; cut at "
-        f"{settings.max_sequence_tokens} tokens: {counts['cut_responses']} responses, by "
-        f"{counts['cut_tokens']} tokens"
+        f"{settings.max_prompt_tokens} tokens, {counts['dropped_without_prompt']} without a "
+        f"prompt, {counts['dropped_empty_response']} with an empty response, "
+        f"{counts['dropped_duplicate']} duplicates; cut at {settings.max_sequence_tokens} tokens: "
+        f"{counts['cut_responses']} responses, by {counts['cut_tokens']} tokens"
     )
 
 
@@ -113,7 +114,7 @@ def tokenize_dataset(
     template_fingerprint = fingerprint_template(template, tokenizer)
     end = end_id(template, tokenizer)
     records = load_records(settings)
-    prompts, texts = encode_prompts(template, records, tokenizer)
+    prompts, texts = encode_prompts(settings, records, tokenizer)
     responses = encode_responses(texts, tokenizer)
 
     kept = _Kept(settings)
@@ -136,16 +137,18 @@ def tokenize_dataset(
 
 
 def encode_prompts(
-    template: str, records: Sequence[Record], tokenizer: "PreTrainedTokenizerBase"
+    settings: DataSettings, records: Sequence[Record], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[list[int]], list[str]]:
     """Return each record's prompt as token ids, opening tokens included, and its response's text.
 
     Raises:
-        DataError: a record does not fit the template.
+        DataError: a record does not fit the template; the message names dataset and row.
         ConfigError: the template is "chat" and the tokenizer has no chat template.
     """
+    template = settings.template
     opening = opening_ids(template, tokenizer)
-    texts = [render(template, record, row, tokenizer) for row, record in enumerate(records, 1)]
+    with name_data(settings.data):
+        texts = [render(template, record, row, tokenizer) for row, record in enumerate(records, 1)]
     prompts = encode(tokenizer, [prompt for prompt, _ in texts])
     return [opening + prompt for prompt in prompts], [response for _, response in texts]
 
@@ -184,6 +187,7 @@ class _Kept:
                 "rows",
                 "kept",
                 "dropped_prompt_too_long",
+                "dropped_without_prompt",
                 "dropped_empty_response",
                 "dropped_duplicate",
                 "cut_responses",
@@ -197,6 +201,9 @@ class _Kept:
         self.counts["rows"] += 1
         if len(prompt) > self.settings.max_prompt_tokens:
             self.counts["dropped_prompt_too_long"] += 1
+            return
+        if record.lacks_prompt:
+            self.counts["dropped_without_prompt"] += 1
             return
         if not record.response.strip() or not response_ids:
             self.counts["dropped_empty_response"] += 1
