@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipeline.data.layouts import find_layout, to_record
 from pipeline.data.records import Record
-from pipeline.data.sources import load_rows
+from pipeline.data.sources import load_rows, name_data
 from pipeline.data.templates import render
 from pipeline.data.tokenization import Example, TokenizedDataset
 from pipeline.errors import DataError, ModelError
@@ -69,7 +69,8 @@ def load_spans(config: FitLookbackLensConfig) -> tuple[dict[str, tuple[Span, ...
     num_contradicted = 0
     for number, row in enumerate(rows, 1):
         place = f"{config.data}, row {number}"
-        record = to_record(row, layout, number)
+        with name_data(config.data):
+            record = to_record(row, layout, number)
         if config.spans_field not in row:
             raise DataError(
                 f"{place} has no field {config.spans_field!r} (--spans-field); its fields are "
