@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 from test_evaluation_run import AGGREGATES, aggregates_of, config, many_rows
 from test_judges import OWN
+from test_storage_disk_full import files_of_at_most
 
 import pipeline.evaluation.answers as answers
 import pipeline.evaluation.evaluate as evaluate
 import pipeline.evaluation.model_scores as model_scores
 import pipeline.evaluation.scores_file as scores_file
 from pipeline.errors import DataError, EngineError, MissingPackageError, OutputExistsError
-from pipeline.evaluation.scores import aggregate, read_rows
-from pipeline.generation.growing_file import open_growing
+from pipeline.evaluation.scores import aggregate, read_rows, write_rows
+from pipeline.generation.growing_file import append, open_growing
+from storage_schema.errors import CacheWriteError
 
 
 @pytest.fixture
@@ -156,6 +158,27 @@ def test_answers_made_otherwise_are_refused_and_kept(data: Path, tiny_model: Pat
         kept(data).write_bytes(damage)
         with pytest.raises(DataError, match=r"model\.jsonl, behind \d+ answers: not what this"):
             evaluate.run(config(data, tiny_model))
+
+
+def test_a_full_disk_is_named_and_the_next_run_continues(tmp_path: Path) -> None:
+    path, rows = tmp_path / "rows.jsonl", [{"text": "x" * 90}, {"text": "y" * 90}]
+    full = r"rows\.jsonl cannot be written \(File too large\): .* free space"
+    with pytest.raises(CacheWriteError, match=full), files_of_at_most(150):
+        write_rows(path, rows)
+    assert list(tmp_path.iterdir()) == []
+    with open_growing(path) as (file, _):
+        append(file, rows[0])
+    with (
+        pytest.raises(CacheWriteError, match=full),
+        open_growing(path) as (file, _),
+        files_of_at_most(150),
+    ):
+        append(file, rows[1])
+    assert path.stat().st_size == 150
+    with open_growing(path) as (file, lines):
+        assert [json.loads(line) for line in lines] == rows[:1]
+        append(file, rows[1])
+    assert read_rows(path) == rows
 
 
 def test_draws_are_recorded_and_repeatable(data: Path, tiny_model: Path) -> None:

@@ -40,6 +40,7 @@ def test_a_name_may_end_in_a_training_seed() -> None:
         (("kd@=/m",), "'kd@'"),
         (("kd@1@2=/m",), "'kd@1@2'"),
         (("@1=/m",), "'@1'"),
+        (("a=/m", "a@0=/m", "b=/m"), "--model a: the arm 'a' is there as 'a@0' too, and seeds"),
     ],
 )
 def test_bad_model_values_are_refused(values: tuple[str, ...], found: str) -> None:
@@ -62,6 +63,16 @@ def test_bad_model_values_are_refused(values: tuple[str, ...], found: str) -> No
         (
             {"baseline": "sft", "model": ("kd@1=a", "kd@2=b", "x")},
             "--baseline 'sft': no --model has that name; there are kd, x",
+        ),
+        (
+            {"baseline_of": ("kd=sft",), "model": ("kd=a", "x")},
+            "--baseline-of kd=sft: no --model has one of these names; expected ARM=BASELINE, each "
+            "one of kd, x",
+        ),
+        ({"baseline_of": ("x=x",), "model": ("x",)}, "--baseline-of x=x: an arm is not compared"),
+        (
+            {"baseline_of": ("x=y", "x=z"), "model": ("x", "y", "z")},
+            "--baseline-of x=z: 'x' has the baseline 'y' already; give one for each arm",
         ),
     ],
 )

@@ -425,8 +425,12 @@ def test_models_are_compared_with_the_baseline(
     again = evaluate.run(config(data, *models, baseline="same"))
     assert again["skipped"] == ["model", "same", "other"]
     assert again["comparisons"] == comparisons
-    # Another baseline asks for no model to be evaluated again.
-    first = evaluate.run(config(data, other_model))["comparisons"]
+    # The baseline stays, and another one asks for no model to be evaluated again.
+    assert evaluate.run(config(data, other_model))["comparisons"] == comparisons
+    capsys.readouterr()
+    first = evaluate.run(config(data, tiny_model, baseline="other"))["comparisons"]
+    said = capsys.readouterr().out
+    assert "models are now compared with other; until now with same\n" in said
     assert first["baseline"] == "other"
     assert {one["model"] for one in first["results"]} == {"model", "same"}
     (data.parent / "out" / "predictions" / "scores" / "same.jsonl").unlink()
@@ -509,6 +513,8 @@ def test_only_a_model_without_a_seed_is_the_partner_of_all(arm, baseline, pairs)
         return
     with pytest.raises(DataError, match="kd is not compared with sft: seeds"):
         pair_seeds("kd", arm, "sft", baseline)
+    with pytest.raises(DataError, match="with sft: seeds none, 0 and 0, 1;"):
+        pair_seeds("kd", {"": "a", "0": "b"}, "sft", {"0": "c", "1": "d"})
 
 
 def test_a_scores_file_has_one_writer(

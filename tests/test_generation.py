@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.errors import ModelError
 from pipeline.generation.draws import draw
 from pipeline.generation.requests import Decoding, Prediction, Request, derive_seed
 from pipeline.generation.transformers_generator import generate_batches
@@ -145,6 +146,22 @@ def test_each_answer_has_its_own_limit(model: Any, tokenizer: Any) -> None:
     found = dict(generate_batches(model, tokenizer, requests, Decoding((NEVER,)), 5))
     assert [len(found[index].token_ids) for index in range(5)] == limits
     assert all(found[index].hit_token_limit for index in range(5))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_without_a_largest_are_refused(
+    model: Any, tokenizer: Any, tiny_model: Path, temperature: float, value: float
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.nn.init.constant_(model.model.norm.weight, value)
+    said = rf"{tiny_model} in float32 gives logits of which the largest is .*try --dtype float32"
+    with pytest.raises(ModelError, match=said):
+        ask(model, tokenizer, Decoding((NEVER,), temperature=temperature), 2)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ModelError, match=f"the adapter on {tiny_model} in float32"):
+        ask(adapted, tokenizer, Decoding((NEVER,), temperature=temperature), 2)
 
 
 def test_draws_follow_the_distribution() -> None:

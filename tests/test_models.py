@@ -170,16 +170,55 @@ def test_missing_weights_are_not_made_up(adapter: Path, tiny_model: Path, tmp_pa
             load_model(find_checkpoint(str(folder)))
 
 
-def test_damaged_weights_are_named(adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_half_copied_weights_are_named_when_they_are_found(
+    adapter: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     torn = tmp_path / "torn"
     shutil.copytree(tiny_model, torn)
     weights = torn / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="no model could be loaded from .*torn"):
-        load_model(find_checkpoint(str(torn)))
+    whole = weights.read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1\n"
+    for content, said in (
+        (whole[:-100], f"{len(whole) - 100} bytes, expected {len(whole)} by its header: copy it"),
+        (whole + b"x", f"{len(whole) + 1} bytes, expected {len(whole)} by its header"),
+        (whole[:50], r"50 bytes, expected at least \d+ by its header"),
+        (pointer, r"43 bytes, expected at least \d+ by its header"),
+        (b"", r"a damaged header \(JSONDecodeError.*: copy it again"),
+        (b"\x02" + bytes(7) + b"[]", r"a damaged header \(AttributeError"),
+        (b"\x08" + bytes(7) + b'{"a":{}}', r"a damaged header \(KeyError"),
+    ):
+        weights.write_bytes(content)
+        with pytest.raises(ModelError, match=rf"torn/model\.safetensors has {said}"):
+            find_checkpoint(str(torn))
+    find_checkpoint(str(torn), weights=False)
     weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(ModelError, match="no model could be loaded from .*adapter"):
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors has \d+ bytes, expected"):
+        find_checkpoint(str(adapter))
+
+
+def test_shards_and_links_are_whole(tiny_model: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    shards = sorted((tmp_path / "shards").glob("*.safetensors"))
+    assert len(shards) > 1
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for shard in shards:
+        shard.rename(moved / shard.name)
+        shard.symlink_to(moved / shard.name)
+    load_model(find_checkpoint(str(tmp_path / "shards")))
+
+
+def test_an_adapter_on_another_base_is_named_with_it(adapter: Path, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    other = tmp_path / "gpt2"
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1)).save_pretrained(other)
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": str(other)}))
+    with pytest.raises(ModelError, match=rf"from {adapter}, an adapter, on {other}: Target mod"):
         load_model(find_checkpoint(str(adapter)))
 
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from sweep_factory import (
     make_entry,
+    make_record,
     make_result,
     make_rows,
     make_scores,
@@ -23,14 +24,14 @@ from pipeline.report.arms import first_model, group_arms
 from pipeline.report.charts import run_groups, spread
 from pipeline.report.config import BuildReportConfig
 from pipeline.report.failure_signs import claim_requirements, find_signs
-from pipeline.report.findings import answer, opening
-from pipeline.report.inputs import Evaluation, read_evaluation, read_inputs
+from pipeline.report.findings import answer, describe_basis, opening
+from pipeline.report.inputs import Evaluation, Inputs, read_evaluation, read_inputs
 from pipeline.report.levels import arm_level
 from pipeline.report.marks import mark
 from pipeline.report.measures import GAP, ROUGE, format_change, format_value
 from pipeline.report.predictions import read_answers
 from pipeline.report.token_text import token_texts, visible
-from pipeline.report.training_charts import mean_curve
+from pipeline.report.training_charts import mean_curve, training_charts
 
 
 def evaluation(tmp_path: Path, scores: dict, rows: list | None = None) -> Evaluation:
@@ -77,6 +78,54 @@ def test_models_are_grouped_by_arm_in_the_order_of_alpha() -> None:
     assert arms[2].models == {"1": "alpha-0@1", "0": "alpha-0@0"}
     assert first_model(arms[2]) == "alpha-0@0"
     assert group_arms(["alpha-1e-3"])[0].alpha == 0.001
+
+
+def trained(tmp_path: Path, alphas: dict[str, float | None], baseline: str) -> Inputs:
+    """Scores of models with these alphas in the records beside their weights, if not None."""
+    results = [make_result("kd", "hhem_consistency", 0.03, baseline=baseline)]
+    scores = make_scores(alphas, results)
+    scores["comparisons"]["baseline"] = baseline
+    for name, alpha in alphas.items():
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        scores["models"][name]["checkpoint"] = str(folder)
+        if alpha is not None:
+            (folder / "run.json").write_text(json.dumps(make_record(alpha, 0)))
+    path = write_scores(tmp_path / "xsum.json", scores, make_rows(3))
+    return read_inputs(BuildReportConfig(scores=(str(path),)))
+
+
+def test_an_arm_of_any_name_has_the_alpha_of_its_record(tmp_path: Path) -> None:
+    inputs = trained(tmp_path, {"base": None, "teacher": 1.0, "sft": 0.0, "kd": 1.0}, "sft")
+    (found,) = inputs.evaluations
+    described = [(arm.label, arm.role, arm.alpha) for arm in found.arms]
+    assert described == [
+        ("base", "untouched", None),
+        ("teacher", "teacher", None),
+        ("sft", "sft", 0.0),
+        ("kd", "kd", 1.0),
+    ]
+    assert opening(answer(found)) == (
+        "Yes",
+        "better by the one figure: factual consistency (hhem), +3.0 points [2.0, 4.0] (kd).",
+    )
+    assert "Changes are against plain fine-tuning (sft)" in describe_basis(found)
+    assert [cell.name for cell in inputs.cells] == ["sft", "kd"]
+    assert [row[0] for row in training_charts(inputs.cells)[0].rows] == ["sft", "kd"]
+
+
+def test_an_arm_whose_seeds_have_other_alphas_or_no_record_has_none(tmp_path: Path) -> None:
+    alphas = {"kd@0": 1.0, "kd@1": 0.5, "sft@0": 0.0, "sft@1": None, "tuned": 2.0}
+    trained(tmp_path, alphas, "sft")
+    record = tmp_path / "runs" / "tuned" / "run.json"
+    damage(record, command="finetune-teacher", identity={})
+    found = read_evaluation(tmp_path / "xsum.json")
+    assert {arm.role for arm in found.arms} == {"untouched"}
+    text = answer(found)[0].text
+    assert "holds no distilled arm: a model named alpha-X with X above 0, or one" in text
+    damage(record, command="train-student", identity={"alpha": "1"})
+    with pytest.raises(DataError, match=r"run\.json, identity: field 'alpha' is '1', expected"):
+        read_evaluation(tmp_path / "xsum.json")
 
 
 def test_level_of_one_seed_is_the_files_own() -> None:

@@ -86,6 +86,24 @@ def test_a_sweep_becomes_a_page_with_every_part(
         assert png.read_bytes().startswith(b"\x89PNG"), name
 
 
+def test_a_report_leaves_nothing_of_an_earlier_one_and_all_of_another(tmp_path: Path) -> None:
+    cnn = write_scores(tmp_path / "cnn.json", make_scores(["alpha-0", "alpha-1"]), make_rows(3))
+    xsum = write_scores(tmp_path / "xsum.json", make_scores(["alpha-0", "alpha-1"]), make_rows(3))
+    other = tmp_path / "other-token_view.json"
+    kept = [other, tmp_path / "report-charts" / "mine.txt", tmp_path / "other-charts" / "x.png"]
+    stale = [tmp_path / "report-token_view.json", tmp_path / "report-charts" / "old.png"]
+    for path in (*kept, *stale):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    build(tmp_path, scores=(str(cnn), str(xsum)))
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in stale)
+    config = BuildReportConfig(scores=(str(xsum),), output=str(tmp_path / "report.html"))
+    charts = {Path(path) for path in run(config)["charts"]}
+    assert set((tmp_path / "report-charts").glob("*.png")) == charts
+    assert {path.name.partition("-")[0] for path in charts} == {"xsum"}
+
+
 def test_the_page_loads_nothing_and_runs_one_script(small_page: Path) -> None:
     page = small_page.read_text(encoding="utf-8")
     for tag, attributes in Tags(page).tags:
@@ -320,7 +338,7 @@ def test_tokens_are_read_by_mouse_touch_and_keyboard(
     config, _ = tiny_inputs(tmp_path, tiny_model, cache)
     run(config)
     chromium.show(tmp_path / "report.html")
-    view = json.loads((tmp_path / "token_view.json").read_text())
+    view = json.loads((tmp_path / "report-token_view.json").read_text())
     current = "[...document.querySelectorAll('.tok')].findIndex(n => n.ariaCurrent === 'true')"
     first = view["examples"][0]
     least_sure = max(range(len(first["gold"])), key=lambda i: first["positions"][i][0][1])

@@ -129,11 +129,11 @@ def test_the_view_is_stored_and_used_again_without_models(
     assert all(student == students[0] for student in students)
     assert teacher != students[0]
     assert sum(teacher[3::2]) <= 10_001
-    stored = json.loads((tmp_path / "token_view.json").read_text())
+    stored = json.loads((tmp_path / "report-token_view.json").read_text())
     assert stored == json.loads(json.dumps(view))
     monkeypatch.setattr("pipeline.report.token_view.score_student", None)
     assert token_view(config, inputs, cache) == stored
-    (tmp_path / "token_view.json").write_text("{torn")
+    (tmp_path / "report-token_view.json").write_text("{torn")
     with pytest.raises(DataError, match=r"token_view\.json is damaged or no file of build-report"):
         token_view(config, inputs, cache)
 

@@ -179,10 +179,14 @@ def pair_seeds(
         return [(models[""], other) for other in baselines.values()]
     if set(models) != set(baselines):
         raise DataError(
-            f"{arm} is not compared with {baseline}: seeds {', '.join(sorted(models))} and "
-            f"{', '.join(sorted(baselines))}; seeds are compared pair by pair"
+            f"{arm} is not compared with {baseline}: seeds {_seeds(models)} and "
+            f"{_seeds(baselines)}; seeds are compared pair by pair"
         )
     return [(models[seed], baselines[seed]) for seed in models]
+
+
+def _seeds(models: Mapping[str, Model]) -> str:
+    return ", ".join(seed or "none" for seed in sorted(models))
 
 
 def _compare_group(

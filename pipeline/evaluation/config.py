@@ -1,6 +1,7 @@
 """Settings of `evaluate-student`. Standard library only, so that --help answers at once."""
 
 import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def name_models(values: tuple[str, ...]) -> dict[str, str]:
     holds a "/" is part of a path: "runs/alpha=0.1" is a path named "alpha=0.1".
 
     Raises:
-        ConfigError: no value, a name that cannot be a file name, or a name given twice.
+        ConfigError: no value, a name that cannot be a file name, a name given twice, or an arm
+            given both with and without @SEED.
     """
     if not values:
         raise ConfigError("--model: give at least one PATH or NAME=PATH")
@@ -42,6 +44,7 @@ def name_models(values: tuple[str, ...]) -> dict[str, str]:
                 "write NAME=PATH with another name"
             )
         models[name] = path
+    check_seeds(models, models)
     return models
 
 
@@ -49,6 +52,50 @@ def split_name(name: str) -> tuple[str, str]:
     """Return (arm, seed) of a model's name ARM@SEED; the seed is "" without one."""
     arm, _, seed = name.partition("@")
     return arm, seed
+
+
+def check_seeds(names: Iterable[str], there: Collection[str]) -> None:
+    """Refuse an arm of `names` that is also `there` in the other form: its seeds have no pairs.
+
+    Raises:
+        ConfigError: an arm has a name with @SEED and one without.
+    """
+    for name in names:
+        arm, seed = split_name(name)
+        for other in there:
+            if split_name(other)[0] == arm and bool(split_name(other)[1]) != bool(seed):
+                raise ConfigError(
+                    f"--model {name}: the arm {arm!r} is there as {other!r} too, and seeds are "
+                    f"compared pair by pair: write {arm}@SEED=PATH for all its models, or give "
+                    "this one another name"
+                )
+
+
+def check_baselines(
+    baseline: str | None, baseline_of: Mapping[str, str], arms: Iterable[str], where: str
+) -> None:
+    """Refuse names of --baseline and --baseline-of that are no arm.
+
+    Args:
+        baseline: the value of --baseline.
+        baseline_of: {arm: its own baseline}.
+        arms: the names there are.
+        where: what has none of that name, for the message.
+
+    Raises:
+        ConfigError: naming the flag, its value and the arms there are.
+    """
+    known = list(dict.fromkeys(arms))
+    if baseline is not None and baseline not in known:
+        raise ConfigError(
+            f"--baseline {baseline!r}: {where} has that name; there are {', '.join(known)}"
+        )
+    for arm, own in baseline_of.items():
+        if not {arm, own} <= set(known):
+            raise ConfigError(
+                f"--baseline-of {arm}={own}: {where} has one of these names; expected "
+                f"ARM=BASELINE, each one of {', '.join(known)}"
+            )
 
 
 # Flags that say nothing where judges are measured on labelled pairs.
@@ -94,7 +141,9 @@ class EvaluateStudentConfig(DataSettings, GenerationSettings):
         (),
     )
     baseline: str | None = setting(
-        "Name of the model or arm to compare the others with; the first --model by default.", None
+        "Name of the model or arm to compare the others with; the scores file's own, or the first "
+        "--model, by default.",
+        None,
     )
     baseline_of: tuple[str, ...] = setting(
         "ARM=BASELINE: compares this arm with another one than --baseline; repeat for several.", ()
@@ -127,22 +176,31 @@ class EvaluateStudentConfig(DataSettings, GenerationSettings):
         self._check_numbers()
 
     def _check_models(self) -> None:
-        arms = dict.fromkeys(split_name(name)[0] for name in name_models(self.model))
-        if self.baseline is not None and self.baseline not in arms:
-            raise ConfigError(
-                f"--baseline {self.baseline!r}: no --model has that name; there are "
-                f"{', '.join(arms)}"
-            )
-        for arm, baseline in self.read_baselines().items():
-            if not {arm, baseline} <= arms.keys():
-                raise ConfigError(
-                    f"--baseline-of {arm}={baseline}: expected ARM=BASELINE, each one of "
-                    f"{', '.join(arms)}"
-                )
+        arms = [split_name(name)[0] for name in name_models(self.model)]
+        baseline_of = self.read_baselines()
+        if not Path(self.output).expanduser().exists():  # else a name may be one of that file
+            check_baselines(self.baseline, baseline_of, arms, "no --model")
 
     def read_baselines(self) -> dict[str, str]:
-        """Return {arm: its own baseline} of --baseline-of."""
-        return {arm: name for arm, _, name in (one.partition("=") for one in self.baseline_of)}
+        """Return {arm: its own baseline} of --baseline-of.
+
+        Raises:
+            ConfigError: an arm has two baselines, or is its own.
+        """
+        found: dict[str, str] = {}
+        for arm, _, name in (one.partition("=") for one in self.baseline_of):
+            if arm == name:
+                raise ConfigError(
+                    f"--baseline-of {arm}={name}: an arm is not compared with itself; name another "
+                    "baseline"
+                )
+            if arm in found:
+                raise ConfigError(
+                    f"--baseline-of {arm}={name}: {arm!r} has the baseline {found[arm]!r} already; "
+                    "give one for each arm"
+                )
+            found[arm] = name
+        return found
 
     def _check_numbers(self) -> None:
         for field in ("max_new_tokens", "batch_size", "ece_bins"):

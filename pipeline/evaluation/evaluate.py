@@ -13,9 +13,10 @@ from typing import Any
 from pipeline.errors import OutputExistsError
 from pipeline.evaluation.ability import find_tasks, measure_ability
 from pipeline.evaluation.ability_figures import compare_tasks
+from pipeline.evaluation.baselines import Baselines, pick_baselines
 from pipeline.evaluation.comparisons import compare_models, read_scored
 from pipeline.evaluation.confident_answers import compared_figures, describe_confident_answers
-from pipeline.evaluation.config import EvaluateStudentConfig, name_models, split_name
+from pipeline.evaluation.config import EvaluateStudentConfig
 from pipeline.evaluation.corrected_rates import correct_rate, read_validation
 from pipeline.evaluation.cost import format_costs
 from pipeline.evaluation.inputs import ModelInputs, find_inputs
@@ -48,7 +49,8 @@ def run(config: EvaluateStudentConfig) -> dict[str, Any]:
     """Evaluate every model of `config`, print the table, and return the scores with their path.
 
     Raises:
-        ConfigError: a prompt and the longest prediction exceed a model's positions.
+        ConfigError: a prompt and the longest prediction exceed a model's positions, or a baseline
+            is no model.
         DataError: the dataset cannot be read, or no document is left; kept answers are damaged.
         EngineError: vLLM does not start, or stops.
         MissingPackageError: rouge-score, or the engine asked for, is not installed.
@@ -86,6 +88,7 @@ def _evaluate(
         remove_stale_temporaries(folder)  # of a run that was killed
     engine, reason = pick_engine_of(output, config.engine)
     scores = read_scores(output, describe_settings(config, engine))
+    baselines = pick_baselines(config, scores, output)
     todo = [one for one in inputs if not is_finished(output, scores, one.name, one.identity)]
     check_judges(judges, scores, inputs)
     check_lens(lens, scores)
@@ -101,7 +104,7 @@ def _evaluate(
         judges, inputs, scores, output, num_bins=config.ece_bins, batch_size=config.batch_size
     )
     measure_ability(tasks, inputs, scores, output, config)
-    _finish(scores, inputs, output, config, validation)
+    _finish(scores, inputs, output, config, baselines, validation)
     if not judges:
         print(
             "no --judge given: factual consistency was not judged; names, numbers and words that "
@@ -146,6 +149,7 @@ def _finish(
     inputs: Sequence[ModelInputs],
     output: Path,
     config: EvaluateStudentConfig,
+    baselines: Baselines,
     validation: dict[str, Any],
 ) -> None:
     """Add what is made of all models that are there, and store the scores."""
@@ -153,7 +157,7 @@ def _finish(
     rows = {name: read_rows(path) for name, path in paths.items() if path.exists()}
     scores["references"] = measure_references(inputs[0].dataset.records)
     scores["confident_answers"] = describe_confident_answers(rows)
-    scores["comparisons"] = _compare(scores, rows, output, config)
+    scores["comparisons"] = _compare(scores, rows, output, config, baselines)
     for name, own in rows.items():
         for judge, about in scores["models"][name].get("judges", {}).items():
             if judge in validation:
@@ -175,19 +179,17 @@ def _compare(
     rows: dict[str, list[dict[str, Any]]],
     output: Path,
     config: EvaluateStudentConfig,
+    baselines: Baselines,
 ) -> dict[str, Any]:
     """Return the comparisons of all models of the file, also those of earlier runs."""
-    first = next(iter(name_models(config.model)))
     median = scores["confident_answers"]["median_confidence"]
     scored = {
         name: read_scored(own, config.ece_bins, compared_figures(own, median))
         for name, own in rows.items()
     }
-    others = config.read_baselines()
-    found = compare_models(scored, config.baseline or split_name(first)[0], others)
-    found["tasks"], missing = compare_tasks(
-        scores, output, found["baseline"], others, config.ece_bins
-    )
+    chosen = (baselines.baseline, baselines.baseline_of)
+    found = compare_models(scored, *chosen)
+    found["tasks"], missing = compare_tasks(scores, output, *chosen, config.ece_bins)
     found["not_compared"] += missing
     found["not_compared"] += [
         f"{name} is not compared: {predictions_path(output, name)} is gone; evaluate it again"

@@ -7,7 +7,6 @@ others, from the file: `aggregate(read_rows(path), num_bins)` generates nothing.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from pipeline.evaluation.reliability import entropy_deciles, reliability_bins
 from pipeline.evaluation.rouge import score_rouge, unscored_letter_share
 from pipeline.evaluation.teacher_forced import GoldScores
 from pipeline.generation.requests import Prediction
+from storage_schema.publish import publish, writing
 
 
 def record_id(record: Record) -> str:
@@ -191,15 +191,19 @@ def _rescaled(rows: Sequence[dict[str, Any]], num_bins: int) -> dict[str, Any] |
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as JSON Lines to `path`, whole or not at all."""
+    """Write rows as JSON Lines to `path`, whole or not at all.
+
+    Raises:
+        CacheWriteError: the system refuses to write, for instance because the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+    def write(temporary: Path) -> None:
+        with writing(path), open(temporary, "w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+    publish(path, write)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

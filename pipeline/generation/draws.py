@@ -1,5 +1,7 @@
-"""Draw tokens with a generator of its own for every row, so that a batch's other rows and its
-size have no part in an answer.
+"""What is done to the logits before a token is taken: they are checked, and tokens are drawn.
+
+Every row draws with a generator of its own, so that a batch's other rows and its size have no
+part in an answer.
 
 Shapes: B batch, V vocabulary.
 """
@@ -9,6 +11,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
+
+from pipeline.errors import ModelError
+
+
+class SoundLogits(LogitsProcessor):  # type: ignore[misc]
+    """Lets logits pass as they are, unless no token can be taken from them."""
+
+    def __init__(self, model: str) -> None:
+        """Take the model's name, with its number type, for the message."""
+        self._model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores [B, V].
+
+        Raises:
+            ModelError: the largest of a row is not finite; NaN counts as the largest.
+        """
+        largest_B = scores.amax(dim=-1)
+        if not torch.isfinite(largest_B).all():
+            raise ModelError(
+                f"{self._model} gives logits of which the largest is "
+                f"{largest_B[~torch.isfinite(largest_B)][0].item()}, expected finite numbers: try "
+                "--dtype float32; if that does not help, its weights are damaged"
+            )
+        return scores
 
 
 class SeededDraws(LogitsProcessor):  # type: ignore[misc]

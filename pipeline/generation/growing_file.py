@@ -6,12 +6,14 @@ writing, is cut off and its answer made again.
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.errors import OutputExistsError
+from storage_schema.publish import writing
 
 
 @contextmanager
@@ -33,6 +35,14 @@ def open_growing(path: Path) -> Iterator[tuple[TextIO, list[bytes]]]:
 
 
 def append(file: TextIO, row: dict[str, Any]) -> None:
-    """Add one row as a whole line, handed to the system at once."""
-    file.write(json.dumps(row) + "\n")
-    file.flush()
+    """Add one row as a whole line, handed to the system at once.
+
+    Past the file's own buffer, which would be written again, and fail again, when it is closed.
+
+    Raises:
+        CacheWriteError: the system refuses, for instance because the disk is full.
+    """
+    line = (json.dumps(row) + "\n").encode()
+    with writing(Path(file.name)):
+        while line:
+            line = line[os.write(file.fileno(), line) :]

@@ -10,11 +10,11 @@ Shapes: B batch, T positions.
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.generation.draws import SeededDraws
+from pipeline.generation.draws import SeededDraws, SoundLogits
 from pipeline.generation.requests import Decoding, Prediction, Request, to_prediction
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ def generate_batches(
     Prompts of like length share a batch, the longest first, so that a batch too large for the
     memory fails at once. Batches are formed as if nothing were done, so that a run which goes
     on after a break computes what an unbroken one would have.
+
+    Raises:
+        ModelError: the model gives logits that are not finite.
     """
     order = sorted(range(len(requests)), key=lambda index: -len(requests[index].prompt_ids))
     for start in range(0, len(order), batch_size):
@@ -57,11 +60,12 @@ def _answer(
     input_ids_BT, mask_BT = _pad_left(
         [request.prompt_ids for request in requests], decoding.stop_ids[0], model.device
     )
-    options = {"tokenizer": tokenizer} if decoding.stop_strings else {}
+    options: dict[str, Any] = {"tokenizer": tokenizer} if decoding.stop_strings else {}
+    options["logits_processor"] = [SoundLogits(_describe(model))]
     if decoding.temperature > 0:
         seeds = [request.seed for request in requests]
         draws = SeededDraws(seeds, decoding.temperature, decoding.top_p)
-        options["logits_processor"] = [draws]
+        options["logits_processor"].append(draws)
     with _own_settings(model, settings):
         output = model.generate(
             input_ids=input_ids_BT, attention_mask=mask_BT, generation_config=settings, **options
@@ -71,6 +75,11 @@ def _answer(
         to_prediction(answer, request, decoding, tokenizer)
         for answer, request in zip(answers, requests, strict=True)
     ]
+
+
+def _describe(model: "PreTrainedModel") -> str:
+    adapter = "the adapter on " if hasattr(model, "get_base_model") else ""
+    return f"{adapter}{model.name_or_path} in {str(model.dtype).removeprefix('torch.')}"
 
 
 def _settings(decoding: Decoding, max_new_tokens: int) -> "GenerationConfig":

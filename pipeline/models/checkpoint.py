@@ -15,6 +15,8 @@ from pipeline.errors import ModelError
 ADAPTER_CONFIG = "adapter_config.json"
 # Never *.bin or *.pt: those are pickles.
 WEIGHT_FILES = "*.safetensors"
+# The most that the safetensors library reads.
+MAX_HEADER_BYTES = 100_000_000
 HUB_FILES = ["*.json", WEIGHT_FILES, "*.model", "*.txt", "*.jinja", "*.py"]
 
 
@@ -36,7 +38,8 @@ def find_checkpoint(name: str, revision: str | None = None, *, weights: bool = T
         weights: whether they are downloaded too; configuration and tokenizer always are.
 
     Raises:
-        ModelError: nothing is found, or an adapter does not name its base model.
+        ModelError: nothing is found, an adapter does not name its base model, or a file of weights
+            is not as long as its header says.
     """
     path = _local_directory(name, revision, weights)
     if not (path / ADAPTER_CONFIG).exists():
@@ -62,6 +65,8 @@ def _local_directory(name: str, revision: str | None, weights: bool) -> Path:
     if path.is_dir():
         if revision is not None:
             raise ModelError(f"{path} is a directory: a revision ({revision!r}) is for hub names")
+        for file in sorted(path.glob(WEIGHT_FILES)) if weights else ():
+            _check_size(file)
         return path.resolve()
     if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise ModelError(f"no model at {name!r}: neither a directory nor a hub name (org/model)")
@@ -75,6 +80,34 @@ def _local_directory(name: str, revision: str | None, weights: bool) -> Path:
             f"no model {name!r}: no directory of that name here, and the hub answered "
             f"{type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
+
+
+def _check_size(path: Path) -> None:
+    """Compare the size of a safetensors file with what its header says; no weight is read.
+
+    Raises:
+        ModelError: it has another size, as after half a copy, or its header is damaged.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= MAX_HEADER_BYTES else b""
+    whole = len(header) == length
+    try:
+        expected = 8 + length + (_last_offset(header) if whole else 0)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ModelError(f"{path} has a damaged header ({error!r}): copy it again") from error
+    if size != expected:
+        least = "" if whole else "at least "
+        raise ModelError(
+            f"{path} has {size} bytes, expected {least}{expected} by its header: copy it again"
+        )
+
+
+def _last_offset(header: bytes) -> int:
+    """Return how many bytes of weights follow a safetensors header."""
+    parts = [about for name, about in json.loads(header).items() if name != "__metadata__"]
+    return max((int(about["data_offsets"][1]) for about in parts), default=0)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -86,7 +86,8 @@ def load_model(
             path = checkpoint.adapter_path
             model = _put_on(model, path)
     except _UNLOADABLE as error:
-        raise ModelError(f"no model could be loaded from {path}: {error}") from error
+        base = "" if path == checkpoint.model_path else f", an adapter, on {checkpoint.model_path}"
+        raise ModelError(f"no model could be loaded from {path}{base}: {error}") from error
     if in_4_bits:
         _keep_packing(model)
     if checkpoint.adapter_path is not None and merge_adapter:

@@ -1,6 +1,7 @@
 """The stage `build-report`: reads results, draws them, and writes one page with PNGs beside it."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pipeline.report.measures import ECE, GAP, ROUGE, find_measures
 from pipeline.report.page import EvaluationPart, render
 from pipeline.report.predictions import read_answers
 from pipeline.report.sources import read_sources
-from pipeline.report.token_view import token_view
+from pipeline.report.token_view import token_view, view_path
 from pipeline.report.training_charts import training_charts
 from storage_schema import LogitCache, open_cache
 from storage_schema.publish import publish, writing
@@ -23,6 +24,8 @@ from storage_schema.publish import publish, writing
 
 def run(config: BuildReportConfig) -> dict[str, Any]:
     """Write the page and its PNGs, and return where they are and what the page answers.
+
+    Charts and token view of an earlier report of this name, which this one has not, are deleted.
 
     Raises:
         CacheError: the cache is missing or damaged.
@@ -49,9 +52,9 @@ def run(config: BuildReportConfig) -> dict[str, Any]:
     charts = [chart for part in parts for chart in part.charts()] + training
     page = render(config, inputs, parts, training, tokens, cache)
     folder = output.with_name(f"{output.stem}-charts")
-    folder.mkdir(exist_ok=True)
-    for chart in charts:
-        _write(folder / f"{chart.name}.png", chart.png)
+    paths = _write_charts(folder, charts)
+    if tokens is None:
+        view_path(config).unlink(missing_ok=True)
     data = page.text.encode("utf-8")
     _write(output, data)
     for line in page.answers:
@@ -60,9 +63,20 @@ def run(config: BuildReportConfig) -> dict[str, Any]:
     return {
         "report": str(output),
         "bytes": len(data),
-        "charts": [str(folder / f"{chart.name}.png") for chart in charts],
+        "charts": [str(path) for path in paths],
         "answers": page.answers,
     }
+
+
+def _write_charts(folder: Path, charts: Sequence[Chart]) -> list[Path]:
+    """Write the PNGs into the report's own folder, delete others, and return their paths."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{chart.name}.png" for chart in charts]
+    for path, chart in zip(paths, charts, strict=True):
+        _write(path, chart.png)
+    for stale in set(folder.glob("*.png")).difference(paths):
+        stale.unlink()
+    return paths
 
 
 def _write(path: Path, data: bytes) -> None:

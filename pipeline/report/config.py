@@ -31,7 +31,7 @@ class BuildReportConfig:
         (),
     )
     output: str = setting(
-        "Page to write (.html); NAME-charts/ and token_view.json go beside it.", "report.html"
+        "Page to write (.html); NAME-charts/ and NAME-token_view.json go beside it.", "report.html"
     )
 
     def __post_init__(self) -> None:

@@ -146,7 +146,10 @@ def _largest(findings: Sequence[Finding], verdict: str) -> str | None:
 
 def _unmeasured(evaluation: Evaluation) -> Finding:
     if not any(arm.role == "kd" for arm in evaluation.arms):
-        reason = "The scores file holds no distilled arm (a model named alpha-X with X above 0)."
+        reason = (
+            "The scores file holds no distilled arm: a model named alpha-X with X above 0, or one "
+            "with the record of such a training beside its weights."
+        )
     elif not find_measures(evaluation.models.values()):
         reason = "No figure of faithfulness is in the scores file."
     elif any(r.get("interval") is None for r in evaluation.scores["comparisons"]["results"]):

@@ -142,7 +142,9 @@ def read_evaluation(path: Path, maker: str = EVALUATE) -> Evaluation:
     check_fields(settings, {"dataset": dict, "calibration": dict}, f"{path}, settings", EVALUATE)
     for name, entry in scores["models"].items():
         _check_entry(entry, f"{path}, model {name!r}")
-    arms = group_arms(scores["models"])
+    # A sweep names every arm it trained; its baselines may have been trained, but not by it.
+    records = {} if maker == SWEEP else _records(scores["models"])
+    arms = group_arms(scores["models"], records)
     comparisons, where = scores["comparisons"], f"{path}, comparisons"
     check_fields(comparisons, {"baseline": str, "results": list}, where, EVALUATE)
     own = comparisons.setdefault("baseline_of", {})  # of a file of before there were any
@@ -211,8 +213,21 @@ def _cells_of_scores(evaluations: list[Evaluation]) -> list[Cell]:
 
 
 def _cell(name: str, path: Path, document: Document) -> Cell:
-    record = None
-    if (path / RECORD_NAME).exists():
-        fields: dict[str, type] = {"command": str, "identity": dict, "finished": bool}
-        record = read_document(path / RECORD_NAME, fields, TRAIN)
-    return Cell(name, path, document, record)
+    return Cell(name, path, document, _record(path))
+
+
+def _records(models: Document) -> dict[str, Document | None]:
+    """Return the records of training beside the weights of these models, as far as they are."""
+    return {name: _record(Path(one["checkpoint"]).expanduser()) for name, one in models.items()}
+
+
+def _record(path: Path) -> Document | None:
+    """Return the record of train-student in a folder; None where there is none of it."""
+    place = path / RECORD_NAME
+    if not place.exists():
+        return None
+    record = read_document(place, {"command": str, "identity": dict, "finished": bool}, TRAIN)
+    if record["command"] != TRAIN:
+        return None
+    check_fields(record["identity"], {"alpha": float}, f"{place}, identity", TRAIN)
+    return record

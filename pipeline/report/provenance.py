@@ -97,7 +97,8 @@ def version_rows(inputs: Inputs) -> Rows:
 def seed_rows(inputs: Inputs) -> Rows:
     """Return (arm, seeds) of every arm that was trained."""
     rows: Rows = []
-    for arm in group_arms(cell.name for cell in inputs.cells):
+    records = {cell.name: cell.record for cell in inputs.cells}
+    for arm in group_arms(records, records):
         seeds = [
             seed or _recorded_seed(inputs, model) or "not recorded"
             for seed, model in arm.models.items()

@@ -1,6 +1,6 @@
 """The token view: single examples, the teacher's uncertainty, and every model's top tokens.
 
-It is stored as token_view.json beside the report, so that the page can be built again without
+It is stored as NAME-token_view.json beside the report, so that the page can be built again without
 models. The teacher's part comes from the cache, the students' from one forward pass each.
 
 Which examples: N evenly spaced ones in the cache's order, number floor((i + 1/2) n / N) of n for
@@ -31,13 +31,12 @@ from pipeline.report.token_students import (
 )
 from pipeline.report.token_text import token_texts, visible
 from storage_schema import LogitCache, Response
-from storage_schema.publish import publish
+from storage_schema.publish import publish, writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VERSION = 1
-FILE_NAME = "token_view.json"
 # A page with more columns of bars than that is not read, and grows beyond its size.
 MAX_STUDENTS = 8
 # Response tokens shown of all examples together: keeps a page of many examples small.
@@ -64,6 +63,12 @@ def find_students(evaluation: Evaluation, cells: Sequence[Cell]) -> list[tuple[s
     return students
 
 
+def view_path(config: BuildReportConfig) -> Path:
+    """Return where the token view of a report is stored."""
+    output = Path(config.output).expanduser()
+    return output.with_name(f"{output.stem}-token_view.json")
+
+
 def token_view(config: BuildReportConfig, inputs: Inputs, cache: LogitCache) -> Document:
     """Return the token view, read from beside the report or made now and stored there.
 
@@ -86,7 +91,7 @@ def token_view(config: BuildReportConfig, inputs: Inputs, cache: LogitCache) -> 
         "examples": numbers,
         "students": {name: evaluation.models[name]["fingerprint"] for name, _, _ in places},
     }
-    path = Path(config.output).expanduser().parent / FILE_NAME
+    path = view_path(config)
     if path.exists():
         stored = read_document(path, {"identity": dict, "examples": list}, "build-report")
         if stored["identity"] == identity:
@@ -99,12 +104,13 @@ def token_view(config: BuildReportConfig, inputs: Inputs, cache: LogitCache) -> 
         check_student(student)
     view = {"identity": identity, **_make(cache, numbers, students)}
     text = json.dumps(view, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    publish(path, lambda temporary: _write(temporary, text))
+
+    def write(temporary: Path) -> None:
+        with writing(path):
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    publish(path, write)
     return view
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _find(name: str, place: str) -> Any:

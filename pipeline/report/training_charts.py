@@ -27,7 +27,7 @@ def training_charts(cells: Sequence[Cell]) -> list[Chart]:
 
 def _chart(cells: Sequence[Cell], part: str, label: str) -> Chart | None:
     records = {cell.name: cell.record for cell in cells if cell.record is not None}
-    arms = group_arms(records)
+    arms = group_arms(records, records)
     curves = {arm.name: mean_curve([_curve(records[n], part) for n in arm.models.values()])
               for arm in arms}  # fmt: skip
     there = [arm for arm in arms if curves[arm.name]]

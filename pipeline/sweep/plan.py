@@ -156,7 +156,8 @@ def _read_evaluations(
             raise ConfigError(f"{place}: a name becomes a file name: letters, digits, - and _ only")
         settings = {**shared, **read_settings(own, place)}
         _refuse_given(settings, ("model", "output"), place)
-        command.build({**settings, "model": models, "output": "scores.json"}, place)
+        # No file has this name, so that names of baselines are those of `models` alone.
+        command.build({**settings, "model": models, "output": "<sweep>/x.json"}, place)
         evaluations[str(name)] = settings
     return evaluations
 

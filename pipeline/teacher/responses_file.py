@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from pipeline.errors import DataError
 from pipeline.generation.growing_file import open_growing
-from storage_schema.publish import publish
+from storage_schema.publish import publish, writing
 
 UNFINISHED = "unfinished.jsonl"
 DATASET = "responses.jsonl"
@@ -67,7 +67,7 @@ def write_dataset(output: Path, rows: Iterable[dict[str, Any]]) -> Path:
     path = output / DATASET
 
     def write(temporary: Path) -> None:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with writing(path), open(temporary, "w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
