@@ -128,22 +128,29 @@ GOOD = {"document": "The cat sat.", "summary": "A cat.", "label": 1}
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "pairs.jsonl:2 is not JSON"),
-        ("[1]", "pairs.jsonl:2 is a list, expected an object"),
-        (json.dumps({**GOOD, "summary": None}), "pairs.jsonl:2: summary is None, expected a text"),
-        (json.dumps({"summary": "x", "label": 1}), "pairs.jsonl:2: document is None"),
+        ("{", "pairs.jsonl, line 2 is not JSON"),
+        ("[1]", "pairs.jsonl, line 2 holds a JSON list: expected an object"),
+        (
+            json.dumps({**GOOD, "summary": None}),
+            "pairs.jsonl, line 2: summary is None, expected a text",
+        ),
+        (json.dumps({"summary": "x", "label": 1}), "pairs.jsonl, line 2: document is None"),
         (json.dumps({**GOOD, "document": " . "}), "document ' . ' has no words"),
         (json.dumps({**GOOD, "label": 0.5}), "label is 0.5, expected 1"),
         (json.dumps({**GOOD, "label": float("nan")}), "label is nan, expected 1"),
         (json.dumps({**GOOD, "label": "1"}), "label is '1', expected 1"),
         (json.dumps({**GOOD, "label": None}), "label is None, expected 1"),
         (json.dumps({"document": "a", "summary": "b"}), "has no label or faithful; it has docu"),
+        (json.dumps({**GOOD, "faithful": 0}), "has label and faithful, two names of one thing"),
+        ('{"label": 1, "label": 0}', "the field name 'label' 2 times"),
+        ('{"x": ' * 100_000, "line 2 cannot be read: .*recursion"),
+        ("\udcff", "is not UTF-8 text"),
         (json.dumps(GOOD), "2 of 2 pairs are labelled faithful"),
     ],
 )
 def test_bad_pairs_are_named(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps(GOOD) + "\n" + line + "\n")
+    path.write_bytes(f"{json.dumps(GOOD)}\n{line}\n".encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=message):
         read_labelled_pairs(path)
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):

@@ -8,6 +8,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,21 +35,41 @@ def read_file(path: Path, max_rows: int | None) -> list[Row]:
             f"{path}: cannot read {path.suffix or 'a file without suffix'!r} files; "
             f"supported are {', '.join(READERS)}"
         )
-    try:
+    with _errors_named(path):
         return list(islice(reader(path), max_rows))
+
+
+def read_lines(path: Path, max_rows: int | None) -> list[tuple[str, Row]]:
+    """Return the first `max_rows` rows of a JSON Lines file, each with its place for errors.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no object or repeats a field name.
+    """
+    with _errors_named(path):
+        return list(islice(_numbered_lines(path), max_rows))
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def _numbered_lines(path: Path) -> Iterator[tuple[str, Row]]:
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             place = f"{path}, line {number}"
-            yield _checked(_parse(line, place), place)
+            yield place, _checked(_parse(line, place), place)
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    return (row for _, row in _numbered_lines(path))
 
 
 def _read_json(path: Path) -> Iterator[Row]:

@@ -7,9 +7,9 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.data.config import DataSettings
+from pipeline.data.files import Row, read_lines
 from pipeline.data.sources import load_records, load_rows
 from pipeline.errors import DataError
 from pipeline.evaluation.extractiveness import words
@@ -60,11 +60,11 @@ def read_pairs(settings: DataSettings) -> tuple[list[LabelledPair], bool]:
 def _is_labelled(path: Path) -> bool:
     if not path.is_file():
         return False
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         line = next((line for line in file if line.strip()), "")
     try:
         row = json.loads(line)
-    except ValueError:  # another format, or damage that its reader names
+    except (ValueError, RecursionError):  # another format, or damage that its reader names
         return False
     return isinstance(row, dict) and any(field in row for field in LABEL_FIELDS)
 
@@ -79,12 +79,7 @@ def read_labelled_pairs(path: Path, max_pairs: int | None = None) -> list[Labell
     """
     if not path.is_file():
         raise DataError(f"--validate-judge {path}: no such file")
-    with open(path, encoding="utf-8") as file:
-        pairs = [
-            _read(line, f"{path.name}:{number}")
-            for number, line in enumerate(file, 1)
-            if line.strip()
-        ][:max_pairs]
+    pairs = [_read(row, place) for place, row in read_lines(path, max_pairs)]
     faithful = sum(pair.faithful for pair in pairs)
     if faithful in (0, len(pairs)):
         raise DataError(
@@ -94,13 +89,7 @@ def read_labelled_pairs(path: Path, max_pairs: int | None = None) -> list[Labell
     return pairs
 
 
-def _read(line: str, where: str) -> LabelledPair:
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where} is a {type(row).__name__}, expected an object")
+def _read(row: Row, where: str) -> LabelledPair:
     texts = {}
     for field in ("document", "summary"):
         text = row.get(field)
@@ -112,10 +101,13 @@ def _read(line: str, where: str) -> LabelledPair:
     return LabelledPair(**texts, faithful=_label(row, where))
 
 
-def _label(row: dict[str, Any], where: str) -> bool:
-    field = next((field for field in LABEL_FIELDS if field in row), None)
-    if field is None:
+def _label(row: Row, where: str) -> bool:
+    fields = [field for field in LABEL_FIELDS if field in row]
+    if not fields:
         raise DataError(f"{where} has no {' or '.join(LABEL_FIELDS)}; it has {', '.join(row)}")
+    if len(fields) > 1:
+        raise DataError(f"{where} has {' and '.join(fields)}, two names of one thing; keep one")
+    field = fields[0]
     value = row[field]
     number = isinstance(value, bool | int | float) and not math.isnan(value)
     if not number or value not in (0, 1):
