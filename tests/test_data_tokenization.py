@@ -190,6 +190,16 @@ def test_an_empty_user_turn_is_dropped(tmp_path: Path) -> None:
     assert prompts.counts["dropped_without_prompt"] == 1
 
 
+@pytest.mark.parametrize("template", ["summarize", "alpaca"])
+def test_a_summary_of_no_document_is_dropped(tmp_path: Path, template: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"document": " ", "summary": "b"}\n{"document": "a", "summary": "b"}\n')
+    settings = DataSettings(data=str(path), template=template)
+    dataset = tokenize_dataset(settings, make_tokenizer())
+    assert (dataset.counts["kept"], dataset.counts["dropped_without_prompt"]) == (1, 1)
+    assert tokenize_prompts(settings, make_tokenizer()).rows == [2]
+
+
 def test_settings_and_order_move_the_fingerprint(tmp_path: Path) -> None:
     rows = [("a", "b"), ("c", "d")]
     dataset = tokenize(tmp_path, rows)

@@ -138,10 +138,17 @@ def to_record(row: dict[str, Any], layout: Layout, number: int) -> Record:
         return _conversation(row.get("messages"), references, number)
     return Record(
         instruction=_text(row, layout.prompt, number) if layout.prompt else layout.instruction,
-        context=(_text(row, layout.context, number) or None) if layout.context else None,
+        context=_context(row, layout, number),
         response=_text(row, layout.response, number),
         references=references,
     )
+
+
+def _context(row: dict[str, Any], layout: Layout, number: int) -> str | None:
+    text = _text(row, layout.context, number) if layout.context else ""
+    if layout.instruction is None:
+        return text or None
+    return text if text.strip() else ""  # a document: the row asks nothing without it
 
 
 def _refuse_other_layout(row: dict[str, Any], layout: Layout, number: int) -> None:

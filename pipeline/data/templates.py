@@ -64,7 +64,7 @@ def render(
     if name == "plain":
         return _joined(record), record.response
     if name in SUMMARIZE:
-        if not record.context:
+        if record.context is None:
             raise DataError(
                 f"row {number}: --template {name} needs a document and the row has none; "
                 "use --template chat or alpaca, or name its field with --context-field"
