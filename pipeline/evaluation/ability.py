@@ -7,6 +7,7 @@ the predictions, so that models are compared item by item.
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,11 +147,22 @@ def _harness_settings() -> dict[str, str]:
 def _run(loaded: Any, model: ModelInputs, tasks: list[Any], batch_size: int) -> dict[str, Any]:
     """Return {task: items} as the harness scores them."""
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
-    harness = HFLM(pretrained=loaded, tokenizer=model.tokenizer, batch_size=batch_size)
+    harness = _wrap(loaded, model, batch_size)
     found: Any = simple_evaluate(harness, tasks=tasks, bootstrap_iters=0, log_samples=True)
     return {task.task_name: read_items(task, found["samples"][task.task_name]) for task in tasks}
+
+
+def _wrap(loaded: Any, model: ModelInputs, batch_size: int) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    logger = logging.getLogger("lm_eval.models.huggingface")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # two warnings that a loaded model is given, which is meant
+    try:
+        return HFLM(pretrained=loaded, tokenizer=model.tokenizer, batch_size=batch_size)
+    finally:
+        logger.setLevel(level)  # its warnings of cut prompts are to be seen
 
 
 def read_items(task: Any, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
