@@ -141,6 +141,31 @@ def test_tasks_are_compared_over_seeds_and_what_is_not_is_named(tmp_path: Path) 
     assert not_compared[0] == "t: kd is not compared with sft, which has no figures of it"
 
 
+def test_calibration_on_a_task_is_compared(tmp_path: Path) -> None:
+    output = tmp_path / "scores.json"
+    # Both are right on half of the items; the second says so with more confidence.
+    for name, sure in (("sft", 1.0), ("kd", 3.0)):
+        rows = [
+            {
+                "metrics": {"acc": float(n % 2), "acc_norm": float(n % 2)},
+                "options": {
+                    "loglikelihoods": [0.0, -sure],
+                    "characters": [1, 1],
+                    "gold": 1 - n % 2,
+                },
+            }
+            for n in range(40)
+        ]
+        write_rows(items_path(output, "t", name), rows)
+    scores = {"models": {name: {"tasks": {"t": {}}} for name in ("sft", "kd")}}
+    results, _ = compare_tasks(scores, output, "sft", {}, 15)
+    metric, gap = results
+    assert (metric["figure"], metric["difference"], metric["resolved"]) == ("acc_norm", 0.0, False)
+    change = 1 / (1 + np.exp(-3.0)) - 1 / (1 + np.exp(-1.0))
+    assert (gap["figure"], gap["difference"]) == ("overconfidence_gap", pytest.approx(change))
+    assert gap["resolved"]
+
+
 @pytest.mark.slow
 def test_a_task_of_ones_own(
     task: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -168,8 +193,10 @@ def test_a_task_of_ones_own(
             assert stored == pytest.approx(float(taken.sum()), rel=1e-4)
         assert items[number]["options"]["characters"] == [7, 17]
         assert items[number]["options"]["gold"] == number % 2
-    (found,) = result["comparisons"]["tasks"]
+    found, gap = result["comparisons"]["tasks"]
     assert found["sentence"].startswith("same against model: mine acc_norm +0.0 points [0.0, 0.0]")
+    assert gap["sentence"].startswith("same against model: mine over-confidence gap +0.0 points [0")
+    assert (found["figure"], gap["figure"]) == ("acc_norm", "overconfidence_gap")
     assert f"model, mine (12 items): acc {100 * entry['acc']:.1f} [" in capsys.readouterr().out
     again = evaluate.run(config(data, *models, task=(str(task),)))
     assert again["models"]["model"] == json.loads(json.dumps(result["models"]["model"]))

@@ -28,7 +28,16 @@ from pipeline.report.findings import answer, describe_basis, opening
 from pipeline.report.inputs import Evaluation, Inputs, read_evaluation, read_inputs
 from pipeline.report.levels import arm_level
 from pipeline.report.marks import mark
-from pipeline.report.measures import GAP, ROUGE, format_change, format_value
+from pipeline.report.measures import (
+    FACTUAL_RATE,
+    GAP,
+    NEW_NAMES,
+    NLL,
+    ROUGE,
+    Measure,
+    format_change,
+    format_value,
+)
 from pipeline.report.predictions import read_answers
 from pipeline.report.token_text import token_texts, visible
 from pipeline.report.training_charts import mean_curve, training_charts
@@ -129,9 +138,9 @@ def test_an_arm_whose_seeds_have_other_alphas_or_no_record_has_none(tmp_path: Pa
 
 
 def test_level_of_one_seed_is_the_files_own() -> None:
-    entry = {"f": 0.2, "intervals": {"f": [0.1, 0.4]}}
+    entry = {"rougeL_f1": 0.2, "intervals": {"rougeL_f1": [0.1, 0.4]}}
     (arm,) = group_arms(["alpha-1@0"])
-    level = arm_level({"alpha-1@0": entry}, arm, "f")
+    level = arm_level({"alpha-1@0": entry}, arm, ROUGE)
     assert level is not None
     assert level.mean == 0.2
     assert level.interval == pytest.approx((0.1, 0.4))
@@ -139,21 +148,46 @@ def test_level_of_one_seed_is_the_files_own() -> None:
 
 def test_level_of_several_seeds_adds_their_scatter_in_quadrature() -> None:
     models = {
-        f"alpha-1@{seed}": {"f": value, "intervals": {"f": [value - 0.03, value + 0.05]}}
-        for seed, value in enumerate((0.1, 0.2, 0.6))
+        f"alpha-1@{seed}": {
+            "rougeL_f1": value,
+            "intervals": {"rougeL_f1": [value - 0.03, value + 0.05]},
+        }
+        for seed, value in enumerate((0.4, 0.5, 0.6))
     }
     (arm,) = group_arms(models)
-    level = arm_level(models, arm, "f")
+    level = arm_level(models, arm, ROUGE)
     assert level is not None
-    seeds = 1.96 * np.std([0.1, 0.2, 0.6], ddof=1) / math.sqrt(3)
-    assert level.mean == pytest.approx(0.3)
-    expected = (0.3 - math.hypot(0.03, seeds), 0.3 + math.hypot(0.05, seeds))
+    seeds = 1.96 * np.std([0.4, 0.5, 0.6], ddof=1) / math.sqrt(3)
+    assert level.mean == pytest.approx(0.5)
+    expected = (0.5 - math.hypot(0.03, seeds), 0.5 + math.hypot(0.05, seeds))
     assert level.interval == pytest.approx(expected)
-    models["alpha-1@2"]["intervals"]["f"] = None
-    level = arm_level(models, arm, "f")
+    models["alpha-1@2"]["intervals"]["rougeL_f1"] = None
+    level = arm_level(models, arm, ROUGE)
     assert level is not None
     assert level.interval is None
-    assert arm_level(models, arm, "absent") is None
+    assert arm_level(models, arm, FACTUAL_RATE) is None
+
+
+@pytest.mark.parametrize(
+    ("measure", "values", "expected"),
+    [
+        (NEW_NAMES, (0.01, 0.09), (0.0, 0.129)),
+        (ROUGE, (0.9, 0.99), (0.856, 1.0)),
+        (GAP, (-0.1, 0.1), (-0.196, 0.196)),
+        (NLL, (0.5, 1.5), (0.02, 1.98)),
+    ],
+)
+def test_a_level_keeps_to_the_figures_limits(
+    measure: Measure, values: tuple[float, float], expected: tuple[float, float]
+) -> None:
+    models = {
+        f"alpha-1@{seed}": {measure.name: value, "intervals": {measure.name: [value, value]}}
+        for seed, value in enumerate(values)
+    }
+    (arm,) = group_arms(models)
+    level = arm_level(models, arm, measure)
+    assert level is not None
+    assert level.interval == pytest.approx(expected, abs=1e-3)
 
 
 def test_numbers_are_as_exact_as_their_intervals() -> None:
@@ -323,6 +357,12 @@ def test_a_claim_needs_more_than_one_figure(tmp_path: Path) -> None:
         scores["models"][name]["overconfidence_gap"] = 0.05
     needs = claim_requirements(evaluation(tmp_path, scores))
     assert [need.met for need in needs] == [True, True, True, True, True, None]
+    fallen = {"model": "alpha-1", "task": "t", "difference": -0.03, "resolved": True}
+    for place, (figure, met) in enumerate([("overconfidence_gap", None), ("acc_norm", False)]):
+        (tmp_path / str(place)).mkdir()
+        scores["comparisons"]["tasks"] = [{**fallen, "figure": figure}]
+        needs = claim_requirements(evaluation(tmp_path / str(place), scores))
+        assert needs[-1].met is met
     results[1] = make_result("alpha-1", "novel_entity_rate", 0.03)
     results[3] = make_result("alpha-1", "density", 0.5, 0.1)
     (tmp_path / "b").mkdir()

@@ -55,6 +55,7 @@ def compare_tasks(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return every arm against its baseline on each task that both have, item by item.
 
+    Compared are acc_norm, or else the first metric that both have, and the over-confidence gap.
     Arms are paired as `compare_models` does, seed by seed. All comparisons are exploratory: one
     family, corrected by Benjamini and Hochberg.
 
@@ -77,14 +78,14 @@ def compare_tasks(
             if arm == own:
                 continue
             try:
-                metric, result = _compare_on(arm, seeds, own, arms.get(own, {}))
-                found.append((arm, own, task, metric, result))
+                results = _compare_on(arm, seeds, own, arms.get(own, {}))
+                found += [(arm, own, task, figure, result) for figure, result in results.items()]
             except DataError as error:
                 not_compared.append(f"{task}: {error}")
     p_values = benjamini_hochberg([result.p_value for *_, result in found])
     return [
-        _as_json(arm, own, task, metric, replace(result, corrected_p_value=p_value))
-        for (arm, own, task, metric, result), p_value in zip(found, p_values, strict=True)
+        _as_json(arm, own, task, figure, replace(result, corrected_p_value=p_value))
+        for (arm, own, task, figure, result), p_value in zip(found, p_values, strict=True)
     ], not_compared
 
 
@@ -93,8 +94,8 @@ def _compare_on(
     seeds: Mapping[str, Mapping[str, Figure]],
     baseline: str,
     baselines: Mapping[str, Mapping[str, Figure]],
-) -> tuple[str, Comparison]:
-    """Return the metric that is compared, and the comparison.
+) -> dict[str, Comparison]:
+    """Return {figure: comparison}.
 
     Raises:
         DataError: the baseline lacks the task, or they have no metric in common.
@@ -102,25 +103,28 @@ def _compare_on(
     if not baselines:
         raise DataError(f"{arm} is not compared with {baseline}, which has no figures of it")
     pairs = pair_seeds(arm, seeds, baseline, baselines)
-    metrics = [m for m in pairs[0][0] if all(m in one for pair in pairs for one in pair)]
+    common = [f for f in pairs[0][0] if all(f in one for pair in pairs for one in pair)]
+    metrics = [figure for figure in common if figure not in CALIBRATION]
     if not metrics:
         raise DataError(f"{arm} is not compared with {baseline}: no metric in common")
-    metric = "acc_norm" if "acc_norm" in metrics else metrics[0]
-    models, others = ([{metric: one[metric]} for one in side] for side in zip(*pairs, strict=True))
-    if len(pairs) > 1:
-        return metric, compare_over_seeds(models, others)[metric]
-    return metric, compare(models[0], others[0])[metric]
+    chosen = ["acc_norm" if "acc_norm" in metrics else metrics[0]]
+    chosen += [figure for figure in common if figure == "overconfidence_gap"]
+    models, others = (
+        [{figure: one[figure] for figure in chosen} for one in side]
+        for side in zip(*pairs, strict=True)
+    )
+    return compare_over_seeds(models, others) if len(pairs) > 1 else compare(models[0], others[0])
 
 
 def _as_json(
-    model: str, baseline: str, task: str, metric: str, result: Comparison
+    model: str, baseline: str, task: str, figure: str, result: Comparison
 ) -> dict[str, Any]:
-    label = f"{task} {metric}"
+    label = f"{task} {figure}".replace("overconfidence_gap", "over-confidence gap")
     return {
         "model": model,
         "baseline": baseline,
         "task": task,
-        "figure": metric,
+        "figure": figure,
         "family": "exploratory",
         "correction": "benjamini-hochberg",
         **result.as_json(),

@@ -45,8 +45,8 @@ def pareto_chart(evaluation: Evaluation) -> Chart | None:
     points = [
         (arm, x, y)
         for arm in evaluation.arms
-        if (x := arm_level(evaluation.models, arm, first.name)) is not None
-        and (y := arm_level(evaluation.models, arm, second.name)) is not None
+        if (x := arm_level(evaluation.models, arm, first)) is not None
+        and (y := arm_level(evaluation.models, arm, second)) is not None
     ]
     if len(points) < 2:
         return None

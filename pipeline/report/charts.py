@@ -85,7 +85,7 @@ def run_groups(evaluation: Evaluation, measure: Measure) -> list[Group]:
         groups.append((f"α {alpha:g}", colours[same[0].name], same))
     found: list[Group] = []
     for label, role, arms in groups:
-        levels = [arm_level(evaluation.models, arm, measure.name) for arm in arms]
+        levels = [arm_level(evaluation.models, arm, measure) for arm in arms]
         values = [v for level in levels if level is not None for v in level.by_seed.values()]
         single = levels[0].interval if len(values) == 1 and levels[0] is not None else None
         if values:
@@ -140,7 +140,7 @@ def axis_label(measure: Measure) -> str:
 def alpha_chart(evaluation: Evaluation, measure: Measure) -> Chart | None:
     """Return the curve of a figure over alpha with intervals; None without two alphas."""
     arms = [arm for arm in evaluation.arms if arm.alpha is not None]
-    levels = {arm.name: arm_level(evaluation.models, arm, measure.name) for arm in arms}
+    levels = {arm.name: arm_level(evaluation.models, arm, measure) for arm in arms}
     alphas = sorted({arm.alpha or 0.0 for arm in arms if levels[arm.name] is not None})
     if len(alphas) < 2:
         return None
@@ -151,7 +151,7 @@ def alpha_chart(evaluation: Evaluation, measure: Measure) -> Chart | None:
         for number, variant in enumerate(variants):
             _paint_curve(axes, arms, levels, alphas, variant, (number, len(variants)), measure)
         for arm in evaluation.arms:
-            level = arm_level(evaluation.models, arm, measure.name)
+            level = arm_level(evaluation.models, arm, measure)
             if arm.alpha is None and level is not None:
                 style = "--" if arm.role == "teacher" else ":"
                 value = level.mean * measure.scale
@@ -170,7 +170,7 @@ def alpha_chart(evaluation: Evaluation, measure: Measure) -> Chart | None:
     rows = [
         (arm.label, format_value(measure, level.mean), format_interval(measure, level.interval))
         for arm in evaluation.arms
-        if (level := arm_level(evaluation.models, arm, measure.name)) is not None
+        if (level := arm_level(evaluation.models, arm, measure)) is not None
     ]
     return draw(
         f"{evaluation.name}-alpha-{measure.name}",

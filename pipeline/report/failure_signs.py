@@ -222,7 +222,9 @@ def _requirements(evaluation: Evaluation, arm: Arm) -> list[Requirement]:
     tasks = [
         one
         for one in evaluation.scores["comparisons"].get("tasks") or []
-        if isinstance(one, dict) and one.get("model") == arm.name
+        if isinstance(one, dict)
+        and one.get("model") == arm.name
+        and one.get("figure") != GAP.name  # that is calibration, and lower may be better
     ]
     fell = [one for one in tasks if one.get("resolved") and (one.get("difference") or 0) < 0]
     return [

@@ -5,8 +5,9 @@ differences. For the *level* of an arm of A >= 2 seeds the two parts are put tog
 
     half width = sqrt(mean(half width over documents)^2 + (1.96 sd(seeds) / sqrt(A))^2)
 
-on each side, with the sample standard deviation. All seeds answer the same documents, so their
-document parts are taken as fully dependent; both choices make the interval wide, not narrow.
+on each side, with the sample standard deviation, within the limits of the figure. All seeds answer
+the same documents, so their document parts are taken as fully dependent; both choices make the
+interval wide, not narrow.
 """
 
 import math
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.arms import Arm
+from pipeline.report.measures import Measure
 
 NORMAL_QUANTILE = 1.96
 
@@ -35,14 +37,15 @@ class Level:
     by_seed: dict[str, float]
 
 
-def arm_level(models: Mapping[str, Mapping[str, Any]], arm: Arm, name: str) -> Level | None:
+def arm_level(models: Mapping[str, Mapping[str, Any]], arm: Arm, measure: Measure) -> Level | None:
     """Return the level of an arm, or None where no seed has the figure.
 
     Args:
         models: the entries of a scores file.
         arm: whose models are looked up there; those missing are left out.
-        name: of the figure.
+        measure: the figure.
     """
+    name = measure.name
     entries = {seed: models[model] for seed, model in arm.models.items() if model in models}
     by_seed = {s: float(e[name]) for s, e in entries.items() if e.get(name) is not None}
     if not by_seed:
@@ -57,4 +60,7 @@ def arm_level(models: Mapping[str, Mapping[str, Any]], arm: Arm, name: str) -> L
     seeds = 0.0
     if len(values) > 1:
         seeds = NORMAL_QUANTILE * statistics.stdev(values) / math.sqrt(len(values))
-    return Level(mean, (mean - math.hypot(below, seeds), mean + math.hypot(above, seeds)), by_seed)
+    least, greatest = measure.limits
+    low = max(least, mean - math.hypot(below, seeds))
+    high = min(greatest, mean + math.hypot(above, seeds))
+    return Level(mean, (low, high), by_seed)

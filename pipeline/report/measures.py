@@ -34,6 +34,11 @@ class Measure:
         """The unit behind a difference."""
         return "points" if self.scale == 100.0 else self.unit
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The least and the greatest value it can have, unscaled: a share, or no less than 0."""
+        return -1.0 if self.better == "zero" else 0.0, 1.0 if self.scale == 100.0 else math.inf
+
 
 ROUGE = Measure("rougeL_f1", "ROUGE-L", "higher")
 FACTUAL_RATE = Measure("factual_rate", "factual rate", "higher", faithful=True)

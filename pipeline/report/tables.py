@@ -37,7 +37,7 @@ def headline(evaluation: Evaluation) -> tuple[list[tuple[str, str]], list[ArmRow
     for arm in evaluation.arms:
         cells = []
         for measure in measures:
-            level = arm_level(evaluation.models, arm, measure.name)
+            level = arm_level(evaluation.models, arm, measure)
             if level is None:
                 cells.append(("–", "", ""))
                 continue
