@@ -19,10 +19,11 @@ from sweep_factory import (
 
 from pipeline.cli.build_report import main
 from pipeline.errors import ConfigError, DataError
-from pipeline.report.arm_charts import pareto_front, pool_bins
+from pipeline.report.arm_charts import pareto_chart, pareto_front, pool_bins, reliability_chart
 from pipeline.report.arms import first_model, group_arms
-from pipeline.report.charts import run_groups, spread
+from pipeline.report.charts import alpha_chart, run_groups, spread
 from pipeline.report.config import BuildReportConfig
+from pipeline.report.drawing import legend_height, marker, shorten, wrap
 from pipeline.report.failure_signs import claim_requirements, find_signs
 from pipeline.report.findings import answer, describe_basis, opening
 from pipeline.report.inputs import Evaluation, Inputs, read_evaluation, read_inputs
@@ -380,6 +381,53 @@ def test_a_claim_needs_more_than_one_figure(tmp_path: Path) -> None:
 
 def test_pareto_front_keeps_what_nothing_beats_in_both() -> None:
     assert pareto_front([(1, 1), (2, 0.5), (0.5, 2), (0.9, 0.9), (1, 1)]) == [0, 1, 2, 4]
+
+
+GRID = [
+    f"alpha-{alpha},learning-rate-{rate},batch-size-{size}@0"
+    for alpha in (0, 0.01, 0.1, 1, 10)
+    for rate in ("5e-06", "1e-05")
+    for size in (4, 8)
+]
+
+
+def uncompared(folder: Path, names: list[str]) -> Evaluation:
+    folder.mkdir()
+    scores = make_scores(names, [])
+    scores["comparisons"]["baseline"] = names[0].partition("@")[0]
+    return evaluation(folder, scores)
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib warns where marks are squeezed to nothing
+def test_many_arms_have_their_legend_below_and_marks_of_their_own(tmp_path: Path) -> None:
+    few = uncompared(tmp_path / "few", ["alpha-0@0", "alpha-1@0"])
+    many = uncompared(tmp_path / "many", [*GRID, "teacher", "x" * 90])
+    assert legend_height([arm.label for arm in few.arms]) == 0
+    for make in (pareto_chart, lambda e: alpha_chart(e, ROUGE), reliability_chart):
+        small, large = make(few), make(many)
+        assert small is not None
+        assert large is not None
+        heights = [
+            float(c.svg.split('viewBox="')[1].split()[3].rstrip('"')) for c in (small, large)
+        ]
+        assert heights[1] > heights[0] + 50
+        assert "learning-rate-5e-06, batch-size-8" in large.svg
+    assert len({tuple(marker(n).values()) for n in range(60)}) == 60
+    assert max(len(line) for line in wrap("alpha 1, learning-rate-5e-06, " * 5).split("\n")) <= 50
+    assert shorten("x" * 90) == "x" * 23 + "…"
+
+
+def test_plain_fine_tuning_is_not_called_distilled(tmp_path: Path) -> None:
+    names = ["alpha-0@0", "alpha-1,tail-ghost@0", "alpha-1,tail-renormalize@0"]
+    chart = alpha_chart(uncompared(tmp_path / "a", names), ROUGE)
+    assert chart is not None
+    assert ">SFT<" in chart.svg
+    assert "distilled" not in chart.svg
+    names = ["alpha-0,rate-1@0", "alpha-1,rate-1@0", "alpha-0,rate-2@0", "alpha-1,rate-2@0"]
+    chart = alpha_chart(uncompared(tmp_path / "b", names), ROUGE)
+    assert chart is not None
+    assert ">rate-1<" in chart.svg
+    assert ">SFT" not in chart.svg
 
 
 def test_runs_are_grouped_as_sft_all_distilled_and_each_alpha(tmp_path: Path) -> None:

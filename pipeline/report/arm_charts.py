@@ -5,7 +5,15 @@ from typing import Any
 
 from pipeline.report.arms import Arm
 from pipeline.report.charts import axis_label, roles, spread
-from pipeline.report.drawing import MARKERS, Chart, colour, draw
+from pipeline.report.drawing import (
+    Chart,
+    add_legend,
+    colour,
+    draw,
+    legend_height,
+    marker,
+    wrap,
+)
 from pipeline.report.inputs import Evaluation
 from pipeline.report.levels import Level, arm_level
 from pipeline.report.measures import (
@@ -50,6 +58,7 @@ def pareto_chart(evaluation: Evaluation) -> Chart | None:
     ]
     if len(points) < 2:
         return None
+    labels = [arm.label for arm, _, _ in points]
     front = pareto_front([(x.mean * _sign(first), y.mean * _sign(second)) for _, x, y in points])
 
     def paint(figure: Any) -> None:
@@ -62,15 +71,15 @@ def pareto_chart(evaluation: Evaluation) -> Chart | None:
             axes.errorbar(
                 x.mean * first.scale, y.mean * second.scale, xerr=_sides(x, first.scale),
                 yerr=_sides(y, second.scale), color=colour(role), elinewidth=0.8, alpha=0.9,
-                marker=MARKERS[number % len(MARKERS)], markersize=7 if number in front else 5,
-                linestyle="none", label=arm.label,
+                **marker(number), markersize=7 if number in front else 5,
+                linestyle="none", label=wrap(arm.label),
             )  # fmt: skip
         for measure, invert in ((first, axes.invert_xaxis), (second, axes.invert_yaxis)):
             if measure.better == "lower":
                 invert()  # up and right is better, whatever is measured
         axes.set_xlabel(axis_label(first))
         axes.set_ylabel(axis_label(second))
-        axes.legend(ncols=2 if len(points) > 5 else 1)
+        add_legend(figure, axes, labels, ncols=2 if len(labels) > 5 else 1)
 
     rows = [
         (
@@ -89,7 +98,7 @@ def pareto_chart(evaluation: Evaluation) -> Chart | None:
         paint,
         header=("arm", axis_label(first), axis_label(second), "front"),
         rows=rows,
-        height=3.6,
+        height=3.6 + legend_height(labels),
     )
 
 
@@ -131,6 +140,7 @@ def reliability_chart(evaluation: Evaluation) -> Chart | None:
     if not arms or num_bins < 1:
         return None
     colours = roles(evaluation.arms)
+    labels = [arm.label for arm in arms]
 
     def paint(figure: Any) -> None:
         top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -139,8 +149,8 @@ def reliability_chart(evaluation: Evaluation) -> Chart | None:
             bins = curves[arm.name]
             look = {"color": colour(colours[arm.name]), "linewidth": 1.4}
             top.plot(
-                [b[1] for b in bins], [b[2] for b in bins], markersize=4, label=arm.label,
-                marker=MARKERS[number % len(MARKERS)], **look,
+                [b[1] for b in bins], [b[2] for b in bins], markersize=4,
+                label=wrap(arm.label), **marker(number), **look,
             )  # fmt: skip
             total = sum(b[3] for b in bins)
             shares = dict.fromkeys(range(num_bins), 0.0) | {b[0]: b[3] / total * 100 for b in bins}
@@ -149,7 +159,7 @@ def reliability_chart(evaluation: Evaluation) -> Chart | None:
         top.set_ylabel("accuracy")
         top.set_xlim(0, 1)
         top.set_ylim(0, 1)
-        top.legend(loc="upper left")
+        add_legend(figure, top, labels, loc="upper left")
         below.set_ylabel("tokens, %")
         below.set_xlabel("confidence")
 
@@ -167,7 +177,7 @@ def reliability_chart(evaluation: Evaluation) -> Chart | None:
         paint,
         header=("arm", "confidence", "accuracy", "tokens"),
         rows=rows,
-        height=4.2,
+        height=4.2 + legend_height(labels),
     )
 
 

@@ -43,7 +43,7 @@ class Arm:
         if self.alpha is None or self.variant == self.name:
             return self.name
         text = "SFT" if self.role == "sft" else f"α {self.alpha:g}"
-        return f"{text}, {self.variant}" if self.variant else text
+        return f"{text}, {self.variant.replace(',', ', ')}" if self.variant else text
 
 
 def group_arms(names: Iterable[str], records: Records = NO_RECORDS) -> list[Arm]:

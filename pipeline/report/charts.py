@@ -5,7 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report.arms import Arm
-from pipeline.report.drawing import MARKERS, Chart, colour, draw, ramp_role
+from pipeline.report.drawing import (
+    HEIGHT_INCHES,
+    Chart,
+    add_legend,
+    colour,
+    draw,
+    legend_height,
+    marker,
+    ramp_role,
+    shorten,
+    wrap,
+)
 from pipeline.report.inputs import Evaluation
 from pipeline.report.levels import Level, arm_level
 from pipeline.report.measures import (
@@ -144,12 +155,13 @@ def alpha_chart(evaluation: Evaluation, measure: Measure) -> Chart | None:
     alphas = sorted({arm.alpha or 0.0 for arm in arms if levels[arm.name] is not None})
     if len(alphas) < 2:
         return None
-    variants = list(dict.fromkeys(arm.variant for arm in arms))
+    curves = _curves(arms)
+    labels = [label for label, _, _ in curves]
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
-        for number, variant in enumerate(variants):
-            _paint_curve(axes, arms, levels, alphas, variant, (number, len(variants)), measure)
+        for number, curve in enumerate(curves):
+            _paint_curve(axes, curve, levels, alphas, (number, len(curves)), measure)
         for arm in evaluation.arms:
             level = arm_level(evaluation.models, arm, measure)
             if arm.alpha is None and level is not None:
@@ -157,15 +169,15 @@ def alpha_chart(evaluation: Evaluation, measure: Measure) -> Chart | None:
                 value = level.mean * measure.scale
                 axes.axhline(value, color=colour(arm.role), linestyle=style, linewidth=1.2)
                 axes.text(
-                    1.0, value, arm.label, color=colour(arm.role), fontsize=9, ha="right",
+                    1.0, value, shorten(arm.label), color=colour(arm.role), fontsize=9, ha="right",
                     va="bottom", transform=axes.get_yaxis_transform(),
                 )  # fmt: skip
         axes.set_xticks(range(len(alphas)), [f"{a:g}" if a else "0 (SFT)" for a in alphas])
         axes.set_xlabel("alpha (not to scale)")
         axes.set_ylabel(axis_label(measure))
         axes.margins(x=0.08)
-        if len(variants) > 1:
-            axes.legend()
+        if len(curves) > 1:
+            add_legend(figure, axes, labels)
 
     rows = [
         (arm.label, format_value(measure, level.mean), format_interval(measure, level.interval))
@@ -180,26 +192,47 @@ def alpha_chart(evaluation: Evaluation, measure: Measure) -> Chart | None:
         paint,
         header=("arm", axis_label(measure), "95 %"),
         rows=rows,
+        height=HEIGHT_INCHES + (legend_height(labels) if len(curves) > 1 else 0.0),
     )
+
+
+Curve = tuple[str, str, list[Arm]]
+
+
+def _curves(arms: Sequence[Arm]) -> list[Curve]:
+    """Return (label, colour's role, arms) of each curve: the arms of one variant.
+
+    Plain fine-tuning has a curve of its own where it has no settings of the teacher's term.
+    """
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(arm.variant, []).append(arm)
+    kd = [variant for variant, same in groups.items() if any(a.role == "kd" for a in same)]
+    blues = {variant: ramp_role(number, len(kd)) for number, variant in enumerate(kd)}
+    return [
+        (variant.replace(",", ", ") or "distilled", blues[variant], same)
+        if variant in blues
+        else (same[0].label, "sft", same)
+        for variant, same in groups.items()
+    ]
 
 
 def _paint_curve(
     axes: Any,
-    arms: Sequence[Arm],
+    curve: Curve,
     levels: Mapping[str, Level | None],
     alphas: Sequence[float],
-    variant: str,
     order: tuple[int, int],
     measure: Measure,
 ) -> None:
     number, count = order
-    role = ramp_role(number, count)
+    label, role, arms = curve
     # Curves of several variants stand a little beside each other, so that intervals can be seen.
     shift = (number - (count - 1) / 2) * 0.08
     xs, ys, lows, highs = [], [], [], []
     for arm in arms:
         level = levels[arm.name]
-        if arm.variant != variant or level is None:
+        if level is None:
             continue
         x, y = alphas.index(arm.alpha or 0.0) + shift, level.mean * measure.scale
         low, high = level.interval or (level.mean, level.mean)
@@ -211,8 +244,8 @@ def _paint_curve(
             seeds = [value * measure.scale for value in level.by_seed.values()]
             axes.plot([x] * len(seeds), seeds, ".", color=colour(role), markersize=4, alpha=0.6)
     axes.errorbar(
-        xs, ys, yerr=[lows, highs], color=colour(role), marker=MARKERS[number % len(MARKERS)],
-        markersize=5, capsize=3, linewidth=1.6, elinewidth=1.1, label=variant or "distilled",
+        xs, ys, yerr=[lows, highs], color=colour(role), **marker(number), markersize=5,
+        capsize=3, linewidth=1.6, elinewidth=1.1, label=wrap(label),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ are never the only sign: arms differ in marker and carry labels.
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,10 @@ COLOURS = {
 }
 RAMP = ("kd1", "kd2", "kd3", "kd4", "kd5")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+FILLS = ("full", "none", "left", "top", "right", "bottom")
+# A legend of more or longer entries would cover the marks: it goes below the axes.
+MAX_INSIDE, MAX_INSIDE_CHARACTERS = 6, 14
+LINE_CHARACTERS, LINE_INCHES = 50, 0.19
 # Near the width of a phone, so that texts keep their size there.
 WIDTH_INCHES, HEIGHT_INCHES = 4.3, 3.1
 PNG_DOTS_PER_INCH = 200
@@ -73,6 +78,56 @@ def ramp_role(index: int, count: int) -> str:
     if count <= 1:
         return "kd"
     return RAMP[round(index * (len(RAMP) - 1) / (count - 1))]
+
+
+def marker(number: int) -> dict[str, str]:
+    """Return matplotlib's marker and fill style of arm `number`: 60 that differ."""
+    fill = FILLS[number // len(MARKERS) % len(FILLS)]
+    return {"marker": MARKERS[number % len(MARKERS)], "fillstyle": fill}
+
+
+def shorten(label: str, count: int = 24) -> str:
+    """Return at most `count` characters of a label, the cut marked."""
+    return label if len(label) <= count else label[: count - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def wrap(label: str) -> str:
+    """Return a label broken into lines that fit the width of a chart."""
+    lines = textwrap.wrap(label, LINE_CHARACTERS, break_on_hyphens=False)
+    return "\n".join(lines) or label
+
+
+def legend_height(labels: Sequence[str]) -> float:
+    """Return the inches that `add_legend` takes below the axes."""
+    if _fits_inside(labels):
+        return 0.0
+    lines = sum(wrap(label).count("\n") + 1 for label in labels)
+    return LINE_INCHES * (-(-lines // _columns(labels)) + 1)
+
+
+def add_legend(figure: Any, axes: Any, labels: Sequence[str], **inside: Any) -> None:
+    """Add a legend of the labelled marks: inside the axes where it fits, or else below them.
+
+    Args:
+        figure: of the axes; `draw` is told the additional `legend_height(labels)`.
+        axes: whose marks are labelled with `wrap(label)`.
+        labels: of the marks.
+        inside: of matplotlib's legend, for one inside.
+    """
+    if _fits_inside(labels):
+        axes.legend(**inside)
+    else:
+        handles, texts = axes.get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside lower left", ncols=_columns(labels))
+
+
+def _fits_inside(labels: Sequence[str]) -> bool:
+    return len(labels) <= MAX_INSIDE and all(len(x) <= MAX_INSIDE_CHARACTERS for x in labels)
+
+
+def _columns(labels: Sequence[str]) -> int:
+    longest = max(len(label) for label in labels)
+    return 3 if longest <= 10 else 2 if longest <= LINE_CHARACTERS // 2 - 4 else 1
 
 
 def draw(

@@ -6,7 +6,16 @@ from typing import Any
 
 from pipeline.report.arms import Arm, group_arms
 from pipeline.report.charts import roles, spread
-from pipeline.report.drawing import MARKERS, Chart, colour, draw
+from pipeline.report.drawing import (
+    HEIGHT_INCHES,
+    Chart,
+    add_legend,
+    colour,
+    draw,
+    legend_height,
+    marker,
+    wrap,
+)
 from pipeline.report.inputs import Cell
 
 PARTS = (
@@ -35,19 +44,19 @@ def _chart(cells: Sequence[Cell], part: str, label: str) -> Chart | None:
     if not arms:
         return None
     colours = roles(there)
+    labels = [arm.label for arm in arms]
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
         for number, arm in enumerate(arms):
             steps, values = zip(*curves[arm.name], strict=True)
             axes.plot(
-                steps, values, color=colour(colours[arm.name]), linewidth=1.4, label=arm.label,
-                marker=MARKERS[number % len(MARKERS)], markersize=4,
-                markevery=max(1, len(steps) // 8),
+                steps, values, color=colour(colours[arm.name]), linewidth=1.4, markersize=4,
+                label=wrap(arm.label), markevery=max(1, len(steps) // 8), **marker(number),
             )  # fmt: skip
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(label)
-        axes.legend()
+        add_legend(figure, axes, labels)
 
     left_out = f" {len(there) - len(arms)} arms are left out." if len(there) > len(arms) else ""
     return draw(
@@ -57,6 +66,7 @@ def _chart(cells: Sequence[Cell], part: str, label: str) -> Chart | None:
         paint,
         header=("arm", "first", "last", "steps"),
         rows=[_row(arm, curves[arm.name]) for arm in arms],
+        height=HEIGHT_INCHES + legend_height(labels),
     )
 
 
