@@ -98,8 +98,8 @@ def open_output(
         return "finished" if record["finished"] else "resume"
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputExistsError(
-            f"{output} is not empty and holds no {RECORD_NAME}: it was not made by {command}; "
-            "choose another --output"
+            f"{output} is not empty and holds no {RECORD_NAME}, which {command} writes first; "
+            "choose another --output; of a damaged run, restore that file or delete the folder"
         )
     output.mkdir(parents=True, exist_ok=True)
     record = {"command": command, "finished": False, "identity": identity, "inputs": inputs or {}}
@@ -124,5 +124,21 @@ def read_record(output: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         record["command"], record["identity"].items(), record["finished"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OutputExistsError(f"{path} is not a run record ({error}); delete it") from error
+        raise OutputExistsError(
+            f"{path} is not a run record ({error}); restore it, or delete the folder {output} to "
+            "start over"
+        ) from error
     return dict(record)
+
+
+def require_weights(output: Path) -> None:
+    """Check that a finished training run still has what it made.
+
+    Raises:
+        OutputExistsError: there are no weights.
+    """
+    if not any(output.glob("*.safetensors")):
+        raise OutputExistsError(
+            f"{output} is finished by its {RECORD_NAME} but holds no *.safetensors; restore them, "
+            "or delete that folder to train it again"
+        )

@@ -326,6 +326,16 @@ def test_a_file_that_is_no_scores_file_is_kept(data: Path, tiny_model: Path, tex
     assert output.read_text() == text
 
 
+def test_a_figure_that_is_no_number_is_named(data: Path, tiny_model: Path) -> None:
+    evaluate.run(config(data, tiny_model))
+    output = Path(config(data, tiny_model).output)
+    scores = json.loads(output.read_text())
+    scores["models"]["model"]["ece"] = "x"
+    output.write_text(json.dumps(scores))
+    with pytest.raises(OutputExistsError, match="ece of 'model' is 'x', expected a number or null"):
+        evaluate.run(config(data, tiny_model))
+
+
 def test_a_directory_as_output_is_refused(data: Path, tiny_model: Path) -> None:
     (data.parent / "d.json").mkdir()
     with pytest.raises(OutputExistsError, match="d.json is a directory"):

@@ -7,7 +7,7 @@ import pytest
 from pipeline import progress
 from pipeline.errors import OutputExistsError
 from pipeline.progress import Progress
-from pipeline.run_record import finish_output, open_output, read_record
+from pipeline.run_record import finish_output, open_output, read_record, require_weights
 
 IDENTITY = {"alpha": 0.1, "cache": {"fingerprint": "abc"}, "names": ("a", "b")}
 
@@ -42,8 +42,17 @@ def test_a_strangers_folder_is_refused(tmp_path: Path) -> None:
         open_output(tmp_path, "train-student", IDENTITY)
     for text in ("[]", '{"command": "train-student", "identity": [], "finished": false}'):
         (tmp_path / "run.json").write_text(text)
-        with pytest.raises(OutputExistsError, match="is not a run record"):
+        with pytest.raises(
+            OutputExistsError, match=r"is not a run record .* restore it, or delete"
+        ):
             open_output(tmp_path, "train-student", IDENTITY)
+
+
+def test_a_finished_run_without_weights_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OutputExistsError, match=r"finished by its run\.json but holds no \*\.safe"):
+        require_weights(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    require_weights(tmp_path)
 
 
 def test_progress_prints_plain_lines_with_rate_and_time_left(

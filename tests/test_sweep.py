@@ -28,7 +28,7 @@ from pipeline.sweep.cell import Job, is_done
 from pipeline.sweep.config import SweepAlphaConfig
 from pipeline.sweep.cost import describe_cost, measure_cost
 from pipeline.sweep.jobs import make_jobs
-from pipeline.sweep.plan import SweepPlan, claim_sweep, make_plan, read_sweep_settings
+from pipeline.sweep.plan import SweepPlan, check_sweep, claim_sweep, make_plan, read_sweep_settings
 from pipeline.sweep.run import run
 from storage_schema import open_cache
 from storage_schema.errors import CacheNotFoundError
@@ -186,6 +186,7 @@ def test_baselines_cache_and_student_are_checked_too(
         ("top-k=3,100", r"alpha-1,top-k-100@0: .*\n.*--top-k asks for 100, the cache stores"),
         ("batch-tokens=1", r"alpha-0,batch-tokens-1@0: --batch-tokens 1: the longest sequence"),
         ("revision=main", "alpha-0,revision-main@0: .*main"),
+        ("epochs=1,2.0,2", "--axis epochs=1,2.0,2: the value 2.0 is given twice"),
         ("dry-run=true", "--axis dry-run: sweep-alpha sets it; use --dry-run"),
     ],
 )
@@ -209,12 +210,17 @@ def test_another_sweep_is_refused_field_by_field_and_a_larger_one_continues(
     recipe["evaluations"] = {"evaluation": {}, "more": {"max-new-tokens": 3}}
     more = {"alpha": (0.0, 0.5, 1.0), "seed": (0, 1)}
     larger = planned(make_config(recipe, cache, tmp_path, **more, **baseline))
+    assert check_sweep(output, larger) is not None
+    assert len(json.loads((output / "sweep.json").read_text())["cells"]) == 2  # nothing written
     assert claim_sweep(output, larger) == 4
     names = {cell["name"] for cell in json.loads((output / "sweep.json").read_text())["cells"]}
     assert len(names) == 6
     recipe["train-student"]["batch-size"] = 2
     recipe["evaluate-student"]["max-new-tokens"] = 5
-    other = planned(make_config(recipe, cache, tmp_path, alpha=(0.0, 0.5)))
+    asked = make_config(recipe, cache, tmp_path, alpha=(0.0, 0.5))
+    with pytest.raises(OutputExistsError, match="holds another sweep"):
+        run(SweepAlphaConfig(**{**vars(asked), "dry_run": True}))
+    other = planned(asked)
     with pytest.raises(OutputExistsError) as caught:
         claim_sweep(output, other)
     text = str(caught.value)

@@ -287,6 +287,11 @@ def test_the_time_left_is_that_of_the_ended_cells() -> None:
     assert estimate_seconds_left(states, 1) == 160
     assert estimate_seconds_left(states, 2) == 80
     assert estimate_seconds_left(states[1:], 1) is None
+    states.append(CellState("b", "done", seconds=10.0, trains=False))
+    states.append(CellState("x", "failed", seconds=1.0))
+    assert estimate_seconds_left(states, 1) == 160
+    states.append(CellState("b2", "waiting", trains=False))
+    assert estimate_seconds_left(states, 1) == 170
     assert [format_seconds(s) for s in (45, 700, 11100)] == ["45 s", "12 min", "3 h 5 min"]
 
 
@@ -311,4 +316,5 @@ def test_the_table_of_a_terminal_shows_every_column(monkeypatch: pytest.MonkeyPa
     assert "failed" in lines[2]
     assert "Error: [x] is long" in lines[2]
     assert lines[2].rstrip().endswith("…")
-    assert "1 of 3 ended, 1 failed, about 20 s left" in lines[4]
+    assert "1 of 3 ended, 1 failed" in lines[4]
+    assert "left" not in lines[4]  # a failed cell says nothing of the others' time

@@ -92,7 +92,9 @@ def read_scores(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         return {"settings": settings, "models": {}}
     try:
         scores = dict(json.loads(path.read_text(encoding="utf-8")))
-        there, _ = dict(scores["settings"]), dict(scores["models"])
+        there, models = dict(scores["settings"]), dict(scores["models"])
+        for name, entry in models.items():
+            _check_figures(path, name, entry)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputExistsError(
             f"{path} is not a scores file ({error!r}); choose another --output"
@@ -105,6 +107,16 @@ def read_scores(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
             + "\nchoose another --output, or delete that file, and its answers, to start over"
         )
     return scores
+
+
+def _check_figures(path: Path, name: str, entry: dict[str, Any]) -> None:
+    for figure in entry["intervals"]:
+        value = entry.get(figure)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise OutputExistsError(
+                f"{path}: {figure} of {name!r} is {value!r}, expected a number or null; restore "
+                "the file, or delete that model's entry to have it evaluated again"
+            )
 
 
 def is_finished(path: Path, scores: dict[str, Any], name: str, identity: dict[str, Any]) -> bool:

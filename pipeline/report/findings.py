@@ -197,6 +197,14 @@ def describe_baseline(evaluation: Evaluation) -> str:
     return f"plain fine-tuning ({name})" if plain else name
 
 
+def describe_pairs(evaluation: Evaluation) -> str:
+    """Return what each arm is compared with, where plain fine-tuning is compared, too."""
+    text = describe_baseline(evaluation)
+    plain = [arm.name for arm in evaluation.arms if arm.role == "sft"]
+    compared = [name for name in plain if name != evaluation.baseline_of(name)]
+    return f"{text} (other plain fine-tuning: than {evaluation.baseline})" if compared else text
+
+
 def _sentence(
     measure: Measure, results: Sequence[Result], verdicts: Sequence[Verdict], against: str
 ) -> str:

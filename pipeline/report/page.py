@@ -22,7 +22,13 @@ from pipeline.report.cost import cost_note, cost_summary, recorded_seconds, run_
 from pipeline.report.documents import Document
 from pipeline.report.drawing import COLOURS, Chart
 from pipeline.report.failure_signs import claim_requirements, find_signs
-from pipeline.report.findings import answer, describe_baseline, describe_basis, opening
+from pipeline.report.findings import (
+    answer,
+    describe_baseline,
+    describe_basis,
+    describe_pairs,
+    opening,
+)
 from pipeline.report.inputs import Evaluation, Inputs
 from pipeline.report.measures import FACTUAL_RATE, find_measures
 from pipeline.report.predictions import Rows
@@ -140,7 +146,7 @@ def _evaluation(
         "opening": opening(findings),
         "findings": findings,
         "basis": describe_basis(evaluation),
-        "baseline": describe_baseline(evaluation),
+        "baseline": describe_pairs(evaluation),
         "columns": columns,
         "rows": rows,
         "signs": find_signs(evaluation, part.rows),

@@ -13,7 +13,7 @@ from pipeline.models.checkpoint import (
     fingerprint_checkpoint,
     fingerprint_shape,
 )
-from pipeline.run_record import find_finished, read_record
+from pipeline.run_record import find_finished, read_record, require_weights
 from pipeline.student.config import TrainStudentConfig
 from pipeline.student.dry_run import dry_run
 from pipeline.training.settings import UNCOMPARED
@@ -29,7 +29,7 @@ def run(config: TrainStudentConfig) -> dict[str, Any]:
     Raises:
         CacheError: the cache is missing, unfinished or damaged.
         ModelError: the student is missing or does not fit the cache, or the run diverged.
-        OutputExistsError: the output holds another run.
+        OutputExistsError: the output holds another run, or a finished one without its weights.
         ConfigError: a setting of the KL does not go with the cache's sampled support.
     """
     output = Path(config.output)
@@ -46,6 +46,7 @@ def run(config: TrainStudentConfig) -> dict[str, Any]:
     )
     identity["responses_per_step"] = config.responses_per_step
     if find_finished(output, "train-student", identity):
+        require_weights(output)
         print(f"{output} is finished already: nothing to do")
     else:
         from pipeline.student.train_model import train_model

@@ -52,8 +52,8 @@ class SweepAlphaConfig:
     dry_run: bool = setting("Check everything, print the plan, and run nothing.", False)
 
     def __post_init__(self) -> None:
-        _refuse_none_or_twice("--alpha", self.alpha)
-        _refuse_none_or_twice("--seed", self.seed)
+        refuse_none_or_twice("--alpha", self.alpha)
+        refuse_none_or_twice("--seed", self.seed)
         for alpha in self.alpha:
             if not 0 <= alpha < math.inf:
                 raise ConfigError(f"--alpha {alpha} must be at least 0 and finite")
@@ -82,12 +82,17 @@ def split_axes(values: Sequence[str]) -> dict[str, list[str]]:
             raise ConfigError(f"--axis {value!r}: expected NAME=V1,V2, like tail=ghost,label")
         if name in axes:
             raise ConfigError(f"--axis {value!r}: the axis {name} is given twice; list its values")
-        _refuse_none_or_twice(f"--axis {flag}", texts)
+        refuse_none_or_twice(f"--axis {flag}", texts)
         axes[name] = texts
     return axes
 
 
-def _refuse_none_or_twice(flag: str, values: Sequence[Any]) -> None:
+def refuse_none_or_twice(flag: str, values: Sequence[Any]) -> None:
+    """Check a list of values of `flag`, as its message names it.
+
+    Raises:
+        ConfigError: there is no value, or one twice.
+    """
     if not values:
         raise ConfigError(f"{flag} has no value: expected at least one")
     for number, value in enumerate(values):

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.cli.command import StageCommand
 from pipeline.errors import ConfigError
-from pipeline.sweep.config import SweepAlphaConfig, split_axes
+from pipeline.sweep.config import SweepAlphaConfig, refuse_none_or_twice, split_axes
 
 # They shape the KL term alone: students at alpha 0 that differ only in them are one student.
 KL_SETTINGS = (
@@ -47,7 +47,8 @@ def read_axes(config: SweepAlphaConfig, train_student: StageCommand) -> dict[str
     """Return {setting: values} of alpha and every further axis, each value of its own type.
 
     Raises:
-        ConfigError: an axis is no setting of train-student, or a value is none of its type.
+        ConfigError: an axis is no setting of train-student, or a value is none of its type, or
+            there twice in two wordings.
     """
     axes: dict[str, list[Any]] = {"alpha": list(config.alpha)}
     for name, texts in split_axes(config.axis).items():
@@ -56,6 +57,7 @@ def read_axes(config: SweepAlphaConfig, train_student: StageCommand) -> dict[str
             raise ConfigError(f"--axis {flag}: sweep-alpha sets it; use --{flag}")
         try:
             axes[name] = [train_student.convert(name, text) for text in texts]
+            refuse_none_or_twice("the value", axes[name])
         except ConfigError as error:
             raise ConfigError(f"--axis {flag}={','.join(texts)}: {error}") from error
     return axes

@@ -201,23 +201,36 @@ def claim_sweep(output: Path, plan: SweepPlan) -> int:
     """Write the plan, or check it against the one that is there; return how many cells are new.
 
     Raises:
+        OutputExistsError: as `check_sweep` says.
+    """
+    there = check_sweep(output, plan)
+    asked = json.loads(json.dumps(plan.to_json()))
+    if there != asked:
+        write_json(output / PLAN_NAME, asked)
+    return len(asked["cells"]) - (0 if there is None else len(there["cells"]))
+
+
+def check_sweep(output: Path, plan: SweepPlan) -> dict[str, Any] | None:
+    """Return the plan that is there, None in a new folder; nothing is written.
+
+    Raises:
         OutputExistsError: another sweep is there, every differing field is named; or a folder
             that holds no sweep.
     """
     path = output / PLAN_NAME
     asked = json.loads(json.dumps(plan.to_json()))
     if not path.exists():
-        names = [p.name for p in output.iterdir() if not p.name.startswith(f"{PLAN_NAME}.tmp-")]
+        there = output.iterdir() if output.is_dir() else ()
+        names = [p.name for p in there if not p.name.startswith(f"{PLAN_NAME}.tmp-")]
         strangers = {*names} - {*OWN_NAMES}
         if strangers:
             raise OutputExistsError(
                 f"{output} is not empty ({', '.join(sorted(strangers)[:5])}) and holds no "
                 f"{PLAN_NAME}: it is no sweep; choose another --output"
             )
-        write_json(path, asked)
-        return len(plan.cells)
-    there = read_document(path, "a sweep's plan", PLAN_FIELDS)
-    old, new = _compared(there), _compared(asked)
+        return None
+    found = read_document(path, "a sweep's plan", PLAN_FIELDS)
+    old, new = _compared(found), _compared(asked)
     for part in ("cells", "evaluations", "baselines"):
         new[part] = {name: new[part][name] for name in new[part] if name in old[part]}
     # One that is only evaluated is known by its scores, which hold its fingerprint.
@@ -229,9 +242,7 @@ def claim_sweep(output: Path, plan: SweepPlan) -> int:
             + "\n  ".join(lines)
             + "\nask for what is there and more, choose another --output, or delete that folder"
         )
-    if there != asked:
-        write_json(path, asked)
-    return len(asked["cells"]) - len(there["cells"])
+    return found
 
 
 PLAN_FIELDS = {

@@ -17,7 +17,7 @@ from pipeline.sweep.cost import describe_cost, measure_cost
 from pipeline.sweep.grid import count_steps, per_step
 from pipeline.sweep.jobs import make_jobs
 from pipeline.sweep.places import find_gpus, make_places
-from pipeline.sweep.plan import SweepPlan, claim_sweep, make_plan, read_sweep_settings
+from pipeline.sweep.plan import SweepPlan, check_sweep, claim_sweep, make_plan, read_sweep_settings
 from pipeline.sweep.schedule import run_here
 from pipeline.sweep.scores import combine_scores
 from pipeline.sweep.table import SweepTable
@@ -44,14 +44,15 @@ def run(config: SweepAlphaConfig) -> dict[str, Any]:
     check_cells(settings, cache)
     jobs = make_jobs(plan, config)
     print(describe_plan(plan, config))
+    output = Path(config.output)
     if config.dry_run:
+        check_sweep(output, plan)
         from pipeline.cli.sweep_estimate import estimate_opened_sweep
 
         print("every number below is an estimate, docs/recipes.md:")
         for name, estimate in estimate_opened_sweep(settings, cache).items():
             print(describe(name, estimate))
         return {"output": config.output, "dry_run": True, **plan.to_json()}
-    output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with locked(output / "sweep.lock", f"the sweep {output}"):
         remove_stale_temporaries(output)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.progress import read_line
@@ -30,6 +30,7 @@ class CellState:
         note: the loss, or why it failed.
         seconds: since it was started here, or what it took.
         seconds_left: of its present part, where known.
+        trains: whether it has a student of its own; a baseline is only evaluated.
     """
 
     name: str
@@ -38,6 +39,7 @@ class CellState:
     note: str = ""
     seconds: float | None = None
     seconds_left: float | None = None
+    trains: bool = True
 
     @property
     def has_ended(self) -> bool:
@@ -57,7 +59,7 @@ class Watch:
 
     def look(self) -> list[CellState]:
         """Return the state of every job."""
-        return [self._look(job) for job in self._jobs]
+        return [replace(self._look(job), trains=job.train is not None) for job in self._jobs]
 
     def _look(self, job: Job) -> CellState:
         if self._is_new(job.folder / CELL_NAME):
@@ -94,13 +96,24 @@ def _changed_at(path: Path) -> int | None:
 
 
 def estimate_seconds_left(states: Sequence[CellState], num_places: int) -> float | None:
-    """Return the time until all cells have ended, as long as those that have on average.
+    """Return the time until all cells have ended, each as long as those of its kind that are done.
 
-    None until one that trained has ended. Baselines, which only are evaluated, count as cells.
+    None until a trained one is done. Baselines are a kind of their own: they are only evaluated,
+    and taken for as long as the trained ones until one of them is done. Failed cells say nothing.
     """
-    ended = [one.seconds for one in states if one.has_ended and one.seconds]
-    if not ended:
+    means = {trains: _mean_seconds(states, trains) for trains in (True, False)}
+    trained = means[True]
+    if trained is None:
         return None
-    mean = sum(ended) / len(ended)
-    left = sum(max(0.0, mean - (one.seconds or 0.0)) for one in states if not one.has_ended)
+    left = 0.0
+    for one in states:
+        if not one.has_ended:
+            mean = means[one.trains]
+            left += max(0.0, (trained if mean is None else mean) - (one.seconds or 0.0))
     return left / max(1, num_places)
+
+
+def _mean_seconds(states: Sequence[CellState], trains: bool) -> float | None:
+    done = [one.seconds for one in states if one.state == "done" and one.trains == trains]
+    known = [seconds for seconds in done if seconds]
+    return sum(known) / len(known) if known else None

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.data.tokenization import tokenize_dataset
 from pipeline.models.checkpoint import find_checkpoint, fingerprint_checkpoint
 from pipeline.models.loading import load_tokenizer
-from pipeline.run_record import find_finished, is_first_process, read_record
+from pipeline.run_record import find_finished, is_first_process, read_record, require_weights
 from pipeline.teacher.dry_run import dry_run_finetuning
 from pipeline.teacher.finetune_config import FinetuneTeacherConfig
 from pipeline.training.settings import UNCOMPARED
@@ -22,7 +22,7 @@ def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
     Raises:
         DataError: the dataset cannot be read, or nothing of it is left.
         ModelError: the model is missing or too short for the data, or the run diverged.
-        OutputExistsError: the output holds another run.
+        OutputExistsError: the output holds another run, or a finished one without its weights.
     """
     if config.dry_run:
         return dry_run_finetuning(config)
@@ -39,6 +39,7 @@ def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
     identity["model_fingerprint"] = fingerprint_checkpoint(checkpoint)
     identity["responses_per_step"] = config.responses_per_step
     if find_finished(output, "finetune-teacher", identity):
+        require_weights(output)
         print(f"{output} is finished already: nothing to do")
     else:
         from pipeline.teacher.finetune_model import finetune_model
