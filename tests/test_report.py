@@ -19,13 +19,16 @@ from sweep_factory import (
 
 from pipeline.cli.build_report import main
 from pipeline.errors import ConfigError, DataError
-from pipeline.report.arm_charts import pareto_chart, pareto_front, pool_bins, reliability_chart
 from pipeline.report.arms import first_model, group_arms
-from pipeline.report.charts import alpha_chart, run_groups, spread
 from pipeline.report.config import BuildReportConfig
-from pipeline.report.drawing import legend_height, marker, shorten, wrap
 from pipeline.report.failure_signs import claim_requirements, find_signs
-from pipeline.report.findings import answer, describe_basis, opening
+from pipeline.report.findings import (
+    answer,
+    describe_basis,
+    describe_pairs,
+    join_first,
+    opening,
+)
 from pipeline.report.inputs import Evaluation, Inputs, read_evaluation, read_inputs
 from pipeline.report.levels import arm_level
 from pipeline.report.marks import mark
@@ -41,7 +44,7 @@ from pipeline.report.measures import (
 )
 from pipeline.report.predictions import read_answers
 from pipeline.report.token_text import token_texts, visible
-from pipeline.report.training_charts import mean_curve, training_charts
+from pipeline.report.training_charts import training_charts
 
 
 def evaluation(tmp_path: Path, scores: dict, rows: list | None = None) -> Evaluation:
@@ -279,6 +282,33 @@ def test_without_evidence_the_answer_is_not_measured(tmp_path: Path) -> None:
     assert "holds no distilled arm" in findings[0].text
 
 
+def test_what_plain_fine_tuning_itself_is_compared_with_is_said(tmp_path: Path) -> None:
+    names = [f"alpha-{alpha},rate-{rate}" for rate in (1, 2) for alpha in (0, 1)]
+    scores = make_scores(names, [])
+    scores["comparisons"]["baseline"] = names[0]
+    scores["comparisons"]["baseline_of"] = {names[3]: names[2]}
+    found = evaluation(tmp_path, scores)
+    assert describe_pairs(found) == (
+        "plain fine-tuning of the same further settings (alpha-0,rate-1 for that itself)"
+    )
+    (tmp_path / "one").mkdir()
+    one = evaluation(tmp_path / "one", make_scores(["alpha-0", "alpha-1"], []))
+    assert describe_pairs(one) == "plain fine-tuning (alpha-0)"
+
+
+def test_of_many_arms_the_sentences_name_the_largest_changes(tmp_path: Path) -> None:
+    names = ["alpha-0", *(f"alpha-{n}" for n in range(1, 12))]
+    results = [make_result(f"alpha-{n}", "rougeL_f1", 0.01 * n) for n in range(1, 9)]
+    results += [make_result(f"alpha-{n}", "rougeL_f1", 0.0, 0.5) for n in range(9, 12)]
+    found = answer(evaluation(tmp_path, make_scores(names, results)))
+    (text,) = [finding.text for finding in found if finding.measure is ROUGE]
+    assert text.startswith("ROUGE-L: alpha-8 +8.0 points")
+    assert "alpha-3 +3.0" in text
+    assert "alpha-2 +2.0" not in text
+    assert "; and 1 more; alpha-1, alpha-9, alpha-10, alpha-11 are inside noise." in text
+    assert join_first("abcdefg", ", ") == "a, b, c, d, e, f, and 1 more"
+
+
 # ---- failure signs ----------------------------------------------------------------------------
 
 
@@ -374,88 +404,6 @@ def test_a_claim_needs_more_than_one_figure(tmp_path: Path) -> None:
         evaluation(tmp_path / "c", make_scores(["alpha-0", "alpha-1"], results))
     )
     assert [need.met for need in needs][:4] == [False, False, True, False]
-
-
-# ---- charts' numbers --------------------------------------------------------------------------
-
-
-def test_pareto_front_keeps_what_nothing_beats_in_both() -> None:
-    assert pareto_front([(1, 1), (2, 0.5), (0.5, 2), (0.9, 0.9), (1, 1)]) == [0, 1, 2, 4]
-
-
-GRID = [
-    f"alpha-{alpha},learning-rate-{rate},batch-size-{size}@0"
-    for alpha in (0, 0.01, 0.1, 1, 10)
-    for rate in ("5e-06", "1e-05")
-    for size in (4, 8)
-]
-
-
-def uncompared(folder: Path, names: list[str]) -> Evaluation:
-    folder.mkdir()
-    scores = make_scores(names, [])
-    scores["comparisons"]["baseline"] = names[0].partition("@")[0]
-    return evaluation(folder, scores)
-
-
-@pytest.mark.filterwarnings("error")  # matplotlib warns where marks are squeezed to nothing
-def test_many_arms_have_their_legend_below_and_marks_of_their_own(tmp_path: Path) -> None:
-    few = uncompared(tmp_path / "few", ["alpha-0@0", "alpha-1@0"])
-    many = uncompared(tmp_path / "many", [*GRID, "teacher", "x" * 90])
-    assert legend_height([arm.label for arm in few.arms]) == 0
-    for make in (pareto_chart, lambda e: alpha_chart(e, ROUGE), reliability_chart):
-        small, large = make(few), make(many)
-        assert small is not None
-        assert large is not None
-        heights = [
-            float(c.svg.split('viewBox="')[1].split()[3].rstrip('"')) for c in (small, large)
-        ]
-        assert heights[1] > heights[0] + 50
-        assert "learning-rate-5e-06, batch-size-8" in large.svg
-    assert len({tuple(marker(n).values()) for n in range(60)}) == 60
-    assert max(len(line) for line in wrap("alpha 1, learning-rate-5e-06, " * 5).split("\n")) <= 50
-    assert shorten("x" * 90) == "x" * 23 + "…"
-
-
-def test_plain_fine_tuning_is_not_called_distilled(tmp_path: Path) -> None:
-    names = ["alpha-0@0", "alpha-1,tail-ghost@0", "alpha-1,tail-renormalize@0"]
-    chart = alpha_chart(uncompared(tmp_path / "a", names), ROUGE)
-    assert chart is not None
-    assert ">SFT<" in chart.svg
-    assert "distilled" not in chart.svg
-    names = ["alpha-0,rate-1@0", "alpha-1,rate-1@0", "alpha-0,rate-2@0", "alpha-1,rate-2@0"]
-    chart = alpha_chart(uncompared(tmp_path / "b", names), ROUGE)
-    assert chart is not None
-    assert ">rate-1<" in chart.svg
-    assert ">SFT" not in chart.svg
-
-
-def test_runs_are_grouped_as_sft_all_distilled_and_each_alpha(tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path / "s", seeds=2)
-    found = run_groups(read_evaluation(sweep / "scores" / "xsum.json"), ROUGE)
-    assert [(label, len(values)) for label, _, values, _ in found] == [
-        ("SFT", 2),
-        ("KD, all", 4),
-        ("α 0.1", 2),
-        ("α 1", 2),
-    ]
-
-
-def test_bins_of_seeds_are_pooled_by_tokens() -> None:
-    def entry(accuracy: float, tokens: int) -> dict:
-        part = {"mean_confidence": 0.5, "accuracy": accuracy, "num_tokens": tokens}
-        return {"reliability": {"equal_width": [part]}}
-
-    models = {"alpha-1@0": entry(0.4, 100), "alpha-1@1": entry(0.8, 300)}
-    (arm,) = group_arms(models)
-    assert pool_bins(models, arm, 15) == [(7, pytest.approx(0.5), pytest.approx(0.7), 400)]
-
-
-def test_thinning_keeps_both_ends_and_curves_share_steps() -> None:
-    assert spread(list(range(10)), 4) == [0, 3, 6, 9]
-    assert spread([1, 2], 5) == [1, 2]
-    curves = [[(1, 1.0), (2, 2.0)], [(2, 4.0), (3, 9.0)], []]
-    assert mean_curve(curves) == [(2, 3.0)]
 
 
 # ---- answers and tokens -----------------------------------------------------------------------

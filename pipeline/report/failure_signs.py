@@ -13,6 +13,7 @@ from pipeline.report.findings import (
     count_seeds,
     describe,
     find_results,
+    join_first,
     judge_result,
     point_direction,
 )
@@ -97,9 +98,9 @@ def _divergence(evaluation: Evaluation) -> Sign:
 
 def _sign(name: str, seen: Sequence[str], hints: Sequence[str], quiet: str) -> Sign:
     if seen:
-        return Sign(name, "seen", "; ".join(seen))
+        return Sign(name, "seen", join_first(seen))
     if hints:
-        return Sign(name, "hint", "inside noise: " + "; ".join(hints))
+        return Sign(name, "hint", "inside noise: " + join_first(hints))
     return Sign(name, "not seen", quiet)
 
 
@@ -150,7 +151,7 @@ def _shared_errors(evaluation: Evaluation, rows: Rows) -> Sign:
     more = [arm for arm in distilled if base is not None and shares[arm] > base]
     state: State = "not measured" if base is None or not distilled else "not seen"
     # Without an interval it is never more than a hint.
-    return Sign(name, "hint" if more else state, text + "; ".join(parts))
+    return Sign(name, "hint" if more else state, text + join_first(parts))
 
 
 def _inventions(rows: Rows, arm: Arm) -> set[tuple[str, str]] | None:

@@ -5,7 +5,7 @@ invented names that was measured), not picked by its result. Every distilled arm
 negative finding is worded and shown like a positive one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,6 +30,8 @@ LEADS: dict[Verdict, str] = {
     "unmeasured": "Not measured",
 }
 Result = dict[str, Any]
+# Of so many arms or changes a sentence names each; of more, the first, and how many are left.
+MOST = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,8 @@ def describe_pairs(evaluation: Evaluation) -> str:
     text = describe_baseline(evaluation)
     plain = [arm.name for arm in evaluation.arms if arm.role == "sft"]
     compared = [name for name in plain if name != evaluation.baseline_of(name)]
-    return f"{text} (other plain fine-tuning: than {evaluation.baseline})" if compared else text
+    several = evaluation.baseline not in text
+    return f"{text} ({evaluation.baseline} for that itself)" if compared and several else text
 
 
 def _sentence(
@@ -221,14 +224,23 @@ def _sentence(
             f"None of {len(results)} distilled arms differs measurably in {label}; the largest "
             f"change is {change} ({largest['model']})."
         )
-    text = "; ".join(
+    # Where not all are named, those that changed most are.
+    loud = sorted(loud, key=lambda pair: -abs(pair[0]["difference"])) if len(loud) > MOST else loud
+    text = join_first(
         f"{result['model']} {format_change(measure, result['difference'], result['interval'])}"
         + ("" if len(loud) == 1 else f" ({verdict})")
         for result, verdict in loud
     )
-    names = ", ".join(result["model"] for result in quiet)
+    names = join_first((result["model"] for result in quiet), ", ")
     verb = "is" if len(quiet) == 1 else "are"
     return f"{capital(label)}: {text}" + (f"; {names} {verb} inside noise." if quiet else ".")
+
+
+def join_first(parts: Iterable[str], joint: str = "; ") -> str:
+    """Return the first MOST parts in one text, and how many more there are."""
+    there = list(parts)
+    more = [f"and {len(there) - MOST} more"] if len(there) > MOST else []
+    return joint.join(there[:MOST] + more)
 
 
 def describe(measure: Measure, result: Result) -> str:
