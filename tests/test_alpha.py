@@ -157,6 +157,7 @@ def test_a_schedule_starts_as_plain_training_and_ends_at_alpha(tiny_model, tmp_p
     assert metrics["eval_loss"] == pytest.approx(metrics["eval_ce"] + 2 * metrics["eval_kl"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["entropy", "surprise"])
 def test_modes_do_not_depend_on_how_the_batch_is_cut(tiny_model, tmp_path, mode):
     responses = random_responses(24, vocabulary_size=300)

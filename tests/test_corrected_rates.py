@@ -50,6 +50,7 @@ def test_by_hand() -> None:
     assert text.startswith("kd: consistent by j 45.0 %, corrected for its errors 50.0 % [")
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_and_the_observed_rate_does_not() -> None:
     generator = np.random.default_rng(0)
     truth, tpr, tnr, inside = 0.7, 0.8, 0.75, 0

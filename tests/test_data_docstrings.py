@@ -58,6 +58,7 @@ def test_order_is_unrelated_to_the_package() -> None:
     assert share[0] > 0.05
 
 
+@pytest.mark.slow
 def test_same_rows_in_another_process_without_importing_the_packages() -> None:
     code = (
         "import hashlib, json, sys\n"

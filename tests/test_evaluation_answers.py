@@ -40,6 +40,7 @@ def forbid_generating(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "_start", lambda *rest: pytest.fail("generated again"))
 
 
+@pytest.mark.slow
 def test_answers_are_kept_and_never_generated_again(
     data: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +143,7 @@ def test_a_run_stopped_behind_the_answers_does_not_generate_again(
     assert evaluate.run(config(data, tiny_model))["evaluated"] == ["model"]
 
 
+@pytest.mark.slow
 def test_answers_made_otherwise_are_refused_and_kept(data: Path, tiny_model: Path) -> None:
     evaluate.run(config(data, tiny_model))
     (data.parent / "out" / "scores.json").unlink()
@@ -181,6 +183,7 @@ def test_a_full_disk_is_named_and_the_next_run_continues(tmp_path: Path) -> None
     assert read_rows(path) == rows
 
 
+@pytest.mark.slow
 def test_draws_are_recorded_and_repeatable(data: Path, tiny_model: Path) -> None:
     drawn = {"temperature": 0.9, "top_p": 0.95, "seed": 3}
     result = evaluate.run(config(data, tiny_model, **drawn))

@@ -217,6 +217,7 @@ def test_another_lens_over_the_same_scores_is_refused(
         evaluate.run(config(data, tmp_path / "other.json", tiny_model))
 
 
+@pytest.mark.slow
 def test_a_lens_needs_the_answers(data: Path, lens_path: Path, tiny_model: Path) -> None:
     evaluate.run(config(data, None, tiny_model))
     path = data.parent / "out" / "answers" / "scores" / "model.jsonl"

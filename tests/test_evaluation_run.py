@@ -197,6 +197,7 @@ def test_scores_file_and_predictions(
     assert format_table(scores["models"]) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_rerun_evaluates_only_new_models(
     data: Path, tiny_model: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +211,7 @@ def test_a_rerun_evaluates_only_new_models(
     assert again["models"] == both["models"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues(
     data: Path, tiny_model: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

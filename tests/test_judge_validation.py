@@ -37,6 +37,7 @@ def arrays(rows: list[tuple[float, bool]]) -> tuple[Any, Any, list[str]]:
     return np.array(scores), np.array(labels), [str(n) for n in range(len(rows))]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(SCORED, st.sampled_from([0.0, 0.1, 0.3, 0.5, 1.0]))
 def test_figures_are_those_of_scikit_learn(

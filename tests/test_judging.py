@@ -82,6 +82,7 @@ def test_answers_are_judged_whole_and_by_sentence() -> None:
     assert consistency_figures([{"empty": False}]) == {}
 
 
+@pytest.mark.slow
 def test_a_run_with_judges(
     data: Path, tiny_model: Path, tmp_path: Path, own: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -138,6 +138,7 @@ def test_a_recipe_that_generates_names_no_data_to_score(tmp_path: Path) -> None:
         read_recipe(path)
 
 
+@pytest.mark.slow
 def test_the_command_line_of_a_dry_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli.recipe", "--dry-run"]
     done = subprocess.run([*command, "qwen2.5"], capture_output=True, text=True)

@@ -77,6 +77,7 @@ def temporaries(folder: Path) -> list[str]:
 # Written and read.
 
 
+@pytest.mark.slow
 def test_a_cache_on_s3_holds_the_bytes_of_a_local_one(s3, s3_url, tmp_path) -> None:
     write(tmp_path / "local")
     write(s3_url)

@@ -86,6 +86,7 @@ def test_a_sweep_becomes_a_page_with_every_part(
         assert png.read_bytes().startswith(b"\x89PNG"), name
 
 
+@pytest.mark.slow
 def test_a_report_leaves_nothing_of_an_earlier_one_and_all_of_another(tmp_path: Path) -> None:
     cnn = write_scores(tmp_path / "cnn.json", make_scores(["alpha-0", "alpha-1"]), make_rows(3))
     xsum = write_scores(tmp_path / "xsum.json", make_scores(["alpha-0", "alpha-1"]), make_rows(3))
@@ -277,6 +278,7 @@ def complaints(chromium: Chromium) -> list[dict[str, Any]]:
     return [event for event in chromium.events if event.get("method") in bad] + requests
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_browser_runs_nothing_hostile(tmp_path: Path, chromium: Chromium) -> None:
     hostile(tmp_path)

@@ -144,6 +144,7 @@ def test_the_best_checkpoint_is_kept_and_the_run_stops_early(tiny_model, cache, 
     assert -scores.label_logprobs.mean() == pytest.approx(min(values), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"max_steps": 5}, {"max_steps": 5, "eval_share": 0.25}])
 def test_killed_after_its_last_step_it_trains_no_further(
     tiny_model, cache, tmp_path, monkeypatch, options
@@ -251,6 +252,7 @@ def test_merge_writes_the_adapted_model_whole(tiny_model, cache, tmp_path):
     torch.testing.assert_close(load_model(merged, dtype="float32")(ids).logits, adapted)
 
 
+@pytest.mark.slow
 def test_from_scratch_takes_the_shape_and_no_weight(tiny_model, cache, tmp_path):
     """The first weights depend on the seed alone; a folder without any weights does."""
     bare = tmp_path / "bare"

@@ -133,6 +133,7 @@ def test_through_peft(saved, batch):
     assert_equal(model, batch)
 
 
+@pytest.mark.slow
 def test_through_torch_compile(batch):
     model = build("llama")
     assert_equal(model, batch, torch.compile(model, backend="eager"))

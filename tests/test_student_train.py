@@ -178,6 +178,7 @@ def kill_in_step(monkeypatch, step):
     monkeypatch.setattr(StudentTrainer, "training_step", training_step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_killed_run_resumes_to_the_same_weights(tiny_model, cache, tmp_path, monkeypatch, tuning):
     """Bit for bit, across an epoch's end, with dropout's random state restored."""
