@@ -347,6 +347,21 @@ def test_failure_signs_are_seen_where_intervals_say_so(tmp_path: Path) -> None:
     assert "SFT: 0 of 4; α 0.1: 8 of 8; α 10: 8 of 8" in detail
 
 
+def test_of_many_arms_those_that_repeat_the_teacher_are_named(tmp_path: Path) -> None:
+    arms = ["alpha-0", *(f"alpha-{n}" for n in range(1, 10))]
+    rows = make_rows(4)
+    found = evaluation(tmp_path, make_scores(["teacher", *arms], []), rows)
+    other = [row | {"overlap": {"novel_entities": ["Oslo"], "novel_numbers": []}} for row in rows]
+    for arm in arms[:-1]:  # only the last repeats what the teacher invents
+        text = "".join(json.dumps(row) + "\n" for row in other)
+        found.predictions_path(arm).write_text(text)
+    answers, _ = read_answers(found)
+    (sign,) = [s for s in find_signs(found, answers) if s.name.startswith("Students repeat")]
+    assert sign.state == "hint"
+    assert "too: SFT: 0 of 4; α 9: 8 of 8; α 1: 0 of 4;" in sign.detail
+    assert sign.detail.endswith("; and 4 more")
+
+
 def test_failure_signs_inside_noise_are_hints_and_others_not_seen(tmp_path: Path) -> None:
     found = signs(
         tmp_path,

@@ -136,13 +136,13 @@ def _shared_errors(evaluation: Evaluation, rows: Rows) -> Sign:
     invented = _inventions(rows, teacher)
     if invented is None:
         return Sign(name, "not measured", "the teacher's answers are not here")
-    parts: list[str] = []
+    parts: dict[str, str] = {}
     shares: dict[str, float] = {}
     for arm in evaluation.arms:
         own = _inventions(rows, arm) if arm.alpha is not None else None
         if own:
             shares[arm.name] = len(own & invented) / len(own)
-            parts.append(f"{arm.label}: {len(own & invented)} of {len(own)}")
+            parts[arm.name] = f"{arm.label}: {len(own & invented)} of {len(own)}"
     if not parts:
         return Sign(name, "not measured", "no student's answers hold an invented name or number")
     text = "invented names and numbers that the teacher's answer to the document has too: "
@@ -150,8 +150,11 @@ def _shared_errors(evaluation: Evaluation, rows: Rows) -> Sign:
     distilled = [arm.name for arm in evaluation.arms if arm.role == "kd" and arm.name in shares]
     more = [arm for arm in distilled if base is not None and shares[arm] > base]
     state: State = "not measured" if base is None or not distilled else "not seen"
+    # Where not all are named, the baseline and those that repeat more are: they are the hint.
+    order = sorted(parts, key=lambda arm: (arm != evaluation.baseline, arm not in more))
+    text += join_first(parts[arm] for arm in order)
     # Without an interval it is never more than a hint.
-    return Sign(name, "hint" if more else state, text + join_first(parts))
+    return Sign(name, "hint" if more else state, text)
 
 
 def _inventions(rows: Rows, arm: Arm) -> set[tuple[str, str]] | None:

@@ -220,8 +220,8 @@ def check_sweep(output: Path, plan: SweepPlan) -> dict[str, Any] | None:
     path = output / PLAN_NAME
     asked = json.loads(json.dumps(plan.to_json()))
     if not path.exists():
-        there = output.iterdir() if output.is_dir() else ()
-        names = [p.name for p in there if not p.name.startswith(f"{PLAN_NAME}.tmp-")]
+        paths = output.iterdir() if output.is_dir() else ()
+        names = [p.name for p in paths if not p.name.startswith(f"{PLAN_NAME}.tmp-")]
         strangers = {*names} - {*OWN_NAMES}
         if strangers:
             raise OutputExistsError(
@@ -229,8 +229,8 @@ def check_sweep(output: Path, plan: SweepPlan) -> dict[str, Any] | None:
                 f"{PLAN_NAME}: it is no sweep; choose another --output"
             )
         return None
-    found = read_document(path, "a sweep's plan", PLAN_FIELDS)
-    old, new = _compared(found), _compared(asked)
+    there = read_document(path, "a sweep's plan", PLAN_FIELDS)
+    old, new = _compared(there), _compared(asked)
     for part in ("cells", "evaluations", "baselines"):
         new[part] = {name: new[part][name] for name in new[part] if name in old[part]}
     # One that is only evaluated is known by its scores, which hold its fingerprint.
@@ -242,7 +242,7 @@ def check_sweep(output: Path, plan: SweepPlan) -> dict[str, Any] | None:
             + "\n  ".join(lines)
             + "\nask for what is there and more, choose another --output, or delete that folder"
         )
-    return found
+    return there
 
 
 PLAN_FIELDS = {
